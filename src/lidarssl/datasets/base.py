@@ -1,0 +1,83 @@
+"""The contract of a dataset: disk -> Frame. No augmentation, no voxels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lidarssl.frame import Field, Frame, FrameId
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Train classes of a dataset.
+
+    Attributes:
+        names: ``names[0]`` is the ignored class.
+        colors: RGB 0..255 of each class, for pictures.
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class Dataset(ABC):
+    """One dataset on disk.
+
+    Attributes:
+        name: short name, the ``dataset`` of every ``FrameId``.
+        classes: semantic train classes, index 0 ignored.
+        box_classes: names of box labels.
+    """
+
+    name: str
+    classes: ClassTable
+    box_classes: tuple[str, ...] = ()
+
+    @property
+    @abstractmethod
+    def splits(self) -> tuple[str, ...]:
+        """Names accepted by ``frames``."""
+
+    @abstractmethod
+    def frames(self, split: str) -> list[FrameId]:
+        """Ids of a split, in the order of the dataset's protocol.
+
+        Raises:
+            ConfigError: unknown split; names the closest.
+            DataError: the split's files cannot be found.
+        """
+
+    @abstractmethod
+    def provides(self, split: str) -> Field:
+        """What frames of this split carry, as far as can be told without reading them all."""
+
+    @abstractmethod
+    def load(self, frame: FrameId, fields: Field = Field.ALL) -> Frame:
+        """Read one frame; whatever of ``fields`` the dataset has, nothing else.
+
+        Cameras (calibration) come with IMAGES; nothing is decoded that is not asked for.
+
+        Raises:
+            DataError: a file is missing, truncated or inconsistent.
+        """
+
+    def label_fraction(self, split: str, skip: int) -> list[FrameId]:
+        """The ids of ``split`` that the protocol keeps for a fraction 1/skip of the labels.
+
+        Default: every skip-th frame of the split, starting at the first.
+        """
+        return self.frames(split)[::skip]
+
+    def sequences(self, split: str) -> list[str]:
+        """Sequences of a split, in order of first appearance."""
+        return list(dict.fromkeys(frame.sequence for frame in self.frames(split)))
+
+
+def describe_missing(needs: Field, provided: Field) -> Sequence[str]:
+    """Names of the fields in ``needs`` that are not ``provided``."""
+    return [str(field.name).lower() for field in needs & ~provided]

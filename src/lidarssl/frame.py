@@ -1,0 +1,343 @@
+"""The types that flow through the library: ``Frame`` -> ``Batch`` -> ``PointFeatures``.
+
+Conventions: metres; points in the lidar frame of the dataset (see the dataset for its axes);
+camera frame x right, y down, z forward; a pixel is (row, col), integer at pixel centres;
+``a_from_b`` is the 4x4 matrix that takes homogeneous coordinates of frame b to frame a.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from lidarssl.errors import DataError
+
+
+class Field(enum.Flag):
+    """What a frame carries beside points and intensity; what a method needs of it."""
+
+    NONE = 0
+    IMAGES = enum.auto()
+    SUPERPIXELS = enum.auto()
+    IMAGE_LABELS = enum.auto()
+    SEMANTIC = enum.auto()
+    INSTANCE = enum.auto()
+    BOXES = enum.auto()
+    POSE = enum.auto()
+    ALL = IMAGES | SUPERPIXELS | IMAGE_LABELS | SEMANTIC | INSTANCE | BOXES | POSE
+
+
+@dataclass(frozen=True, order=True)
+class FrameId:
+    """Identity of a frame; ``token`` is unique within ``sequence``, neither has a slash."""
+
+    dataset: str
+    sequence: str
+    token: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset}/{self.sequence}/{self.token}"
+
+
+@dataclass
+class Camera:
+    """One image of a frame and how the lidar projects onto it.
+
+    Attributes:
+        name: sensor name, e.g. ``CAM_FRONT`` or ``image_2``.
+        token: unique name of this image within the dataset: key of offline caches.
+        image: (3, H, W) RGB, uint8 or float32 in [0, 1]; None when not asked for.
+        intrinsics: (3, 3) float64, in pixels of ``image``.
+        camera_from_lidar: (4, 4) float64, ego motion between the two exposures included.
+        superpixels: (H, W) int64 segment ids from 0, or None.
+        labels: (H, W) int64 class ids, 0 = ignored (weak or synthetic labels), or None.
+    """
+
+    name: str
+    token: str
+    image: Tensor | None
+    intrinsics: Tensor
+    camera_from_lidar: Tensor
+    superpixels: Tensor | None = None
+    labels: Tensor | None = None
+
+
+@dataclass
+class Boxes:
+    """3-D boxes in the lidar frame.
+
+    Attributes:
+        center: (B, 3) float32 m, geometric centre.
+        size: (B, 3) float32 m, length (along heading), width, height.
+        yaw: (B,) float32 rad, counter-clockwise about +z, 0 = +x.
+        label: (B,) int64 index into the dataset's ``box_classes``.
+    """
+
+    center: Tensor
+    size: Tensor
+    yaw: Tensor
+    label: Tensor
+
+
+@dataclass
+class Matches:
+    """Pairs of a lidar point and a pixel, one row each.
+
+    In a frame ``image`` counts the frame's cameras and ``point`` its points; in a batch both
+    count the rows of the whole batch.
+
+    Attributes:
+        point, image, row, col: (M,) int64.
+    """
+
+    point: Tensor
+    image: Tensor
+    row: Tensor
+    col: Tensor
+
+    def __len__(self) -> int:
+        return self.point.shape[0]
+
+    def __getitem__(self, index: Tensor) -> Matches:
+        return Matches(self.point[index], self.image[index], self.row[index], self.col[index])
+
+
+@dataclass
+class Frame:
+    """One moment of driving.
+
+    Attributes:
+        id: identity.
+        points: (N, 3) float32 m, lidar frame.
+        intensity: (N,) float32, in the units of the dataset's files.
+        ring: (N,) int64 beam index, or None.
+        time: (N,) float32 s relative to the frame's timestamp, or None.
+        cameras: images with calibration.
+        pose: (4, 4) float64 world_from_lidar, or None.
+        semantic: (N,) int64 train ids, 0 = ignored, or None.
+        instance: (N,) int64, 0 = no instance, or None.
+        boxes: or None.
+        matches: point-pixel pairs, made by a paired transform, or None.
+    """
+
+    id: FrameId
+    points: Tensor
+    intensity: Tensor
+    ring: Tensor | None = None
+    time: Tensor | None = None
+    cameras: tuple[Camera, ...] = ()
+    pose: Tensor | None = None
+    semantic: Tensor | None = None
+    instance: Tensor | None = None
+    boxes: Boxes | None = None
+    matches: Matches | None = None
+
+    POINT_COLUMNS = ("points", "intensity", "ring", "time", "semantic", "instance")
+
+    def __len__(self) -> int:
+        return self.points.shape[0]
+
+    def select(self, index: Tensor) -> Frame:
+        """Keep the points ``index``, an (N,) bool mask; matches are dropped or re-numbered.
+
+        Returns:
+            A new frame; every per-point column and the matches follow.
+        """
+        columns = {
+            name: value[index]
+            for name in self.POINT_COLUMNS
+            if (value := getattr(self, name)) is not None
+        }
+        matches = self.matches
+        if matches is not None:
+            matches = matches[index[matches.point]]
+            new_row = torch.cumsum(index, 0) - 1
+            matches = replace(matches, point=new_row[matches.point])
+        return replace(self, matches=matches, **columns)
+
+
+@dataclass
+class PointBatch:
+    """The points of several frames, frame after frame.
+
+    Attributes:
+        points: (N, 3) float32 m, each in its own lidar frame.
+        intensity: (N,) float32.
+        batch: (N,) int64, non-decreasing frame index.
+        batch_size: number of frames (a frame may have no points).
+        prepared: what the backbone's ``prepare`` made ahead for these points, or None.
+    """
+
+    points: Tensor
+    intensity: Tensor
+    batch: Tensor
+    batch_size: int
+    prepared: Any = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PointBatch:
+        return _move(self, torch.device(device), non_blocking)
+
+
+@dataclass
+class Batch:
+    """Frames ready for a network.
+
+    Attributes:
+        ids: identity of each frame.
+        points: their points.
+        images: (I, 3, H, W) float32 in [0, 1], all cameras of frame 0, then of frame 1, ...
+        frame_of_image: (I,) int64.
+        superpixels: (I, H, W) int64.
+        image_labels: (I, H, W) int64, 0 = ignored.
+        matches: rows count points and images of the batch.
+        semantic, instance: (N,) int64, 0 = ignored / none.
+    """
+
+    ids: tuple[FrameId, ...]
+    points: PointBatch
+    images: Tensor | None = None
+    frame_of_image: Tensor | None = None
+    superpixels: Tensor | None = None
+    image_labels: Tensor | None = None
+    matches: Matches | None = None
+    semantic: Tensor | None = None
+    instance: Tensor | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        return _move(self, torch.device(device), non_blocking)
+
+    def pin_memory(self) -> Batch:
+        return _map_tensors(self, Tensor.pin_memory)
+
+
+@dataclass
+class PointFeatures:
+    """What a backbone returns: one row per token (voxel, pillar, point), and who owns it.
+
+    Attributes:
+        positions: (T, 3) float32 m, where each token is, lidar frame.
+        features: (T, C).
+        batch: (T,) int64 frame index.
+        token_of_point: (N,) int64 token of each input point.
+    """
+
+    positions: Tensor
+    features: Tensor
+    batch: Tensor
+    token_of_point: Tensor
+
+    def at_points(self) -> Tensor:
+        """Features of every input point, (N, C)."""
+        return self.features[self.token_of_point]
+
+
+def collate(frames: Sequence[Frame]) -> Batch:
+    """Concatenate frames into a batch.
+
+    Raises:
+        DataError: the frames disagree in what they carry, or images in size.
+    """
+    if not frames:
+        raise DataError("cannot make a batch of no frames")
+    sizes = torch.tensor([len(frame) for frame in frames])
+    cameras = [camera for frame in frames for camera in frame.cameras]
+    camera_counts = torch.tensor([len(frame.cameras) for frame in frames])
+    images = _stack(frames, [camera.image for camera in cameras], "image")
+    if images is not None and images.dtype == torch.uint8:
+        images = images.float().div_(255)
+    return Batch(
+        ids=tuple(frame.id for frame in frames),
+        points=PointBatch(
+            points=torch.cat([frame.points for frame in frames]),
+            intensity=torch.cat([frame.intensity for frame in frames]),
+            batch=torch.repeat_interleave(torch.arange(len(frames)), sizes),
+            batch_size=len(frames),
+        ),
+        images=images,
+        frame_of_image=torch.repeat_interleave(torch.arange(len(frames)), camera_counts),
+        superpixels=_stack(frames, [camera.superpixels for camera in cameras], "superpixels"),
+        image_labels=_stack(frames, [camera.labels for camera in cameras], "labels"),
+        matches=_concatenate_matches(frames, sizes, camera_counts),
+        semantic=_concatenate(frames, "semantic"),
+        instance=_concatenate(frames, "instance"),
+    )
+
+
+def _concatenate(frames: Sequence[Frame], name: str) -> Tensor | None:
+    values = [getattr(frame, name) for frame in frames]
+    _check_all_or_none(frames, values, name)
+    return None if values[0] is None else torch.cat(values)
+
+
+def _concatenate_matches(
+    frames: Sequence[Frame], sizes: Tensor, camera_counts: Tensor
+) -> Matches | None:
+    values = [frame.matches for frame in frames]
+    _check_all_or_none(frames, values, "matches")
+    if values[0] is None:
+        return None
+    first_point = torch.cumsum(sizes, 0) - sizes
+    first_image = torch.cumsum(camera_counts, 0) - camera_counts
+    found = [match for match in values if match is not None]
+    return Matches(
+        point=torch.cat([m.point + first for m, first in zip(found, first_point, strict=True)]),
+        image=torch.cat([m.image + first for m, first in zip(found, first_image, strict=True)]),
+        row=torch.cat([m.row for m in found]),
+        col=torch.cat([m.col for m in found]),
+    )
+
+
+def _stack(frames: Sequence[Frame], values: list[Tensor | None], name: str) -> Tensor | None:
+    found = [value for value in values if value is not None]
+    if not found:
+        return None
+    shapes = {tuple(value.shape) for value in found}
+    if len(found) != len(values) or len(shapes) > 1:
+        raise DataError(
+            f"cameras of one batch differ in '{name}': {len(found)} of {len(values)} have it, "
+            f"shapes {sorted(shapes)} (frames {', '.join(str(frame.id) for frame in frames)})",
+            field=name,
+            remedy="add a transform that brings every image to one size",
+        )
+    return torch.stack(found)
+
+
+def _check_all_or_none(frames: Sequence[Frame], values: Sequence[object], name: str) -> None:
+    missing = [frame for frame, value in zip(frames, values, strict=True) if value is None]
+    if missing and len(missing) < len(frames):
+        raise DataError(
+            f"frame {missing[0].id} has no '{name}' but others of its batch do",
+            field=name,
+        )
+
+
+_T = TypeVar("_T")
+
+
+def _map_tensors(value: _T, function: Any) -> _T:
+    """Apply ``function`` to every tensor inside nested dataclasses, tuples, lists and dicts."""
+    result: Any = value
+    if isinstance(value, Tensor):
+        result = function(value)
+    elif isinstance(value, tuple | list):
+        mapped = [_map_tensors(item, function) for item in value]
+        result = mapped if isinstance(value, list) else tuple(mapped)
+    elif isinstance(value, dict):
+        result = {key: _map_tensors(item, function) for key, item in value.items()}
+    elif is_dataclass(value) and not isinstance(value, type):
+        changed = {
+            field.name: _map_tensors(getattr(value, field.name), function)
+            for field in fields(value)
+            if field.init
+        }
+        result = replace(value, **changed)
+    return result
+
+
+def _move(value: _T, device: torch.device, non_blocking: bool) -> _T:
+    return _map_tensors(value, lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -1,0 +1,54 @@
+"""The contract of a pretraining method: a plain module that knows no trainer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lidarssl.frame import Batch, Field
+from lidarssl.transforms.base import Transform
+
+
+@dataclass
+class StepOutput:
+    """What a training step returns.
+
+    Attributes:
+        loss: scalar to minimise.
+        terms: named scalars to log, detached.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(nn.Module):
+    """One way to pretrain.
+
+    Attributes:
+        needs: what every frame must carry.
+    """
+
+    needs: Field
+
+    @property
+    @abstractmethod
+    def student(self) -> nn.Module:
+        """The module that is the product."""
+
+    @abstractmethod
+    def transforms(self, training: bool) -> Sequence[Transform]:
+        """What a frame goes through before it is collated."""
+
+    @abstractmethod
+    def training_step(self, batch: Batch, generator: torch.Generator) -> StepOutput:
+        """Loss of a batch.
+
+        Args:
+            batch: on the module's device.
+            generator: CPU generator, the same on every rank, seeded by (seed, step).
+        """
