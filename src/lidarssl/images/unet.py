@@ -1,0 +1,208 @@
+"""A small convolutional encoder that trains in minutes on a CPU: the demo's teacher."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lidarssl.errors import ConfigError, DataError
+from lidarssl.images.frozen import FreezableEncoder
+from lidarssl.images.weights import check_shapes, read_state_dict
+
+_CHANNELS = (24, 48, 96, 128)  # at strides 2, 4, 8, 16
+_DILATIONS = ((1,), (1, 1), (2, 2), (2, 4))  # of the convolutions after the strided one
+_HEADER = "lidarssl.SmallUNet"  # entry of the safetensors header that holds the architecture
+
+
+@dataclass(frozen=True)
+class SmallUNetShape:
+    """What the header of a file says of the network in it."""
+
+    out_channels: int
+    num_classes: int | None
+
+
+class SmallUNet(FreezableEncoder):
+    """U-Net of plain 3x3 convolutions, 0.95 million parameters, features at stride 2.
+
+    The features are what comes before the classifier, standardised per channel once
+    ``fit_feature_statistics`` has seen images (identity before).
+
+    Args:
+        out_channels: width of the features.
+        num_classes: classes of the pixel classifier; None for an encoder without one.
+        weights: file written by ``save``, of the same ``out_channels`` and, unless
+            ``num_classes`` is None, the same classes; None for random weights.
+        frozen: no parameter trains.
+
+    Raises:
+        ConfigError: the file holds another architecture.
+        DataError: the file is damaged or was not written by ``save``.
+    """
+
+    feature_mean: Tensor
+    feature_std: Tensor
+
+    def __init__(
+        self,
+        out_channels: int = 64,
+        num_classes: int | None = None,
+        weights: str | Path | None = None,
+        frozen: bool = True,
+    ) -> None:
+        super().__init__(out_channels, stride=2, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+        self.num_classes = num_classes
+        self.down = nn.ModuleList(
+            _level(before, after, dilations)
+            for before, after, dilations in zip(
+                (3, *_CHANNELS), _CHANNELS, _DILATIONS, strict=False
+            )
+        )
+        self.up = nn.ModuleList(
+            _convolution(coarse + fine, fine) for fine, coarse in pairwise(_CHANNELS)
+        )
+        self.head = nn.Sequential(
+            nn.Conv2d(_CHANNELS[0], out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, groups=out_channels, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.Conv2d(out_channels, out_channels, 1),
+        )
+        self.classifier = None if num_classes is None else nn.Conv2d(out_channels, num_classes, 1)
+        self.register_buffer("feature_mean", torch.zeros(out_channels, 1, 1))
+        self.register_buffer("feature_std", torch.ones(out_channels, 1, 1))
+        if weights is not None:
+            self._load(Path(weights))
+        if frozen:
+            self.freeze()
+
+    def features(self, images: Tensor) -> Tensor:
+        return (self._raw_features(images) - self.feature_mean) / self.feature_std
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Class scores, to train the encoder with.
+
+        Args:
+            images: (I, 3, H, W) RGB in [0, 1].
+
+        Returns:
+            (I, num_classes, H / 2, W / 2), sizes rounded up.
+
+        Raises:
+            ConfigError: the encoder has no classifier.
+        """
+        if self.classifier is None:
+            raise ConfigError("this encoder has no classifier", remedy="give it num_classes")
+        scores: Tensor = self.classifier(
+            F.relu(self._raw_features((images - self.mean) / self.std))
+        )
+        return scores
+
+    @torch.no_grad()
+    def fit_feature_statistics(self, batches: Iterable[Tensor]) -> None:
+        """Standardise every feature channel over some images, in eval mode.
+
+        Raw features share a common direction, which a student would learn first and which
+        says nothing about the scene.
+
+        Args:
+            batches: of images, (I, 3, H, W) RGB in [0, 1]; at least one.
+
+        Raises:
+            DataError: there is no image.
+        """
+        was_training = self.training
+        self.eval()
+        total = torch.zeros(self.out_channels, dtype=torch.float64, device=self.mean.device)
+        squares, cells = total.clone(), 0
+        for images in batches:
+            raw = self._raw_features((images - self.mean) / self.std).double()
+            total += raw.sum((0, 2, 3))
+            squares += raw.square().sum((0, 2, 3))
+            cells += raw.numel() // self.out_channels
+        self.train(was_training)
+        if cells == 0:
+            raise DataError("no image to take feature statistics of")
+        mean = total / cells
+        deviation = (squares / cells - mean.square()).clamp_(min=0).sqrt_()
+        deviation = torch.where(deviation > 1e-6, deviation, 1.0)  # a dead channel stays at 0
+        self.feature_mean.copy_(mean.view(-1, 1, 1))
+        self.feature_std.copy_(deviation.view(-1, 1, 1))
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights as safetensors, with the architecture in the header."""
+        from safetensors.torch import save_file
+
+        header = json.dumps(asdict(SmallUNetShape(self.out_channels, self.num_classes)))
+        # Files hold tensors in their plain layout, whatever memory format they train in.
+        state = {key: value.detach().contiguous() for key, value in self.state_dict().items()}
+        save_file(state, path, metadata={_HEADER: header})
+
+    def _raw_features(self, images: Tensor) -> Tensor:
+        maps = []
+        for level in self.down:
+            images = level(images)
+            maps.append(images)
+        coarse = maps[-1]
+        for fine, merge in zip(reversed(maps[:-1]), reversed(list(self.up)), strict=True):
+            enlarged = F.interpolate(
+                coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False
+            )
+            coarse = merge(torch.cat([enlarged, fine], dim=1))
+        features: Tensor = self.head(coarse)
+        return features
+
+    def _load(self, path: Path) -> None:
+        state, header = read_state_dict(path), _read_header(path)
+        asked = SmallUNetShape(self.out_channels, self.num_classes)
+        if self.num_classes is None:
+            state = {k: v for k, v in state.items() if not k.startswith("classifier.")}
+            header = replace(header, num_classes=None)
+        if header != asked:
+            raise ConfigError(
+                f"{path}: holds {header}, but {asked} was asked for",
+                remedy="ask for the numbers of the file",
+            )
+        expected = {key: tuple(value.shape) for key, value in self.state_dict().items()}
+        check_shapes(state, expected, path)
+        self.load_state_dict(state)
+
+
+def _level(before: int, after: int, dilations: Sequence[int]) -> nn.Sequential:
+    rest = (_convolution(after, after, dilation=dilation) for dilation in dilations)
+    return nn.Sequential(_convolution(before, after, stride=2), *rest)
+
+
+def _convolution(before: int, after: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, stride, padding=dilation, dilation=dilation, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _read_header(path: Path) -> SmallUNetShape:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_HEADER])
+        classes = header["num_classes"]
+        return SmallUNetShape(
+            int(header["out_channels"]), None if classes is None else int(classes)
+        )
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(
+            "was not written by SmallUNet.save",
+            path=path,
+            field=_HEADER,
+            remedy="give a file of SmallUNet.save",
+        ) from error
