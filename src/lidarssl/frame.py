@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -212,7 +212,7 @@ class Batch:
         return _move(self, torch.device(device), non_blocking)
 
     def pin_memory(self) -> Batch:
-        return _map_tensors(self, Tensor.pin_memory)
+        return map_tensors(self, Tensor.pin_memory)
 
 
 @dataclass
@@ -234,6 +234,19 @@ class PointFeatures:
     def at_points(self) -> Tensor:
         """Features of every input point, (N, C)."""
         return self.features[self.token_of_point]
+
+
+@dataclass
+class StepOutput:
+    """What a training step returns.
+
+    Attributes:
+        loss: scalar to minimise.
+        terms: named scalars to log, detached.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
 
 
 def collate(frames: Sequence[Frame]) -> Batch:
@@ -319,25 +332,25 @@ def _check_all_or_none(frames: Sequence[Frame], values: Sequence[object], name: 
 _T = TypeVar("_T")
 
 
-def _map_tensors(value: _T, function: Any) -> _T:
+def map_tensors(value: _T, function: Any) -> _T:
     """Apply ``function`` to every tensor inside nested dataclasses, tuples, lists and dicts."""
     result: Any = value
     if isinstance(value, Tensor):
         result = function(value)
     elif isinstance(value, tuple | list):
-        mapped = [_map_tensors(item, function) for item in value]
+        mapped = [map_tensors(item, function) for item in value]
         result = mapped if isinstance(value, list) else tuple(mapped)
     elif isinstance(value, dict):
-        result = {key: _map_tensors(item, function) for key, item in value.items()}
+        result = {key: map_tensors(item, function) for key, item in value.items()}
     elif is_dataclass(value) and not isinstance(value, type):
         changed = {
-            field.name: _map_tensors(getattr(value, field.name), function)
-            for field in fields(value)
-            if field.init
+            item.name: map_tensors(getattr(value, item.name), function)
+            for item in fields(value)
+            if item.init
         }
         result = replace(value, **changed)
     return result
 
 
 def _move(value: _T, device: torch.device, non_blocking: bool) -> _T:
-    return _map_tensors(value, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lidarssl.frame import Batch, Field
+from lidarssl.backbones.base import Backbone
+from lidarssl.frame import Batch, Field, StepOutput
 from lidarssl.transforms.base import Transform
-
-
-@dataclass
-class StepOutput:
-    """What a training step returns.
-
-    Attributes:
-        loss: scalar to minimise.
-        terms: named scalars to log, detached.
-    """
-
-    loss: Tensor
-    terms: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Method(nn.Module):
@@ -37,7 +24,7 @@ class Method(nn.Module):
 
     @property
     @abstractmethod
-    def student(self) -> nn.Module:
+    def student(self) -> Backbone:
         """The module that is the product."""
 
     @abstractmethod

@@ -1,0 +1,1 @@
+"""Builds loaders, trainer and resume: the one place that knows the trainer."""

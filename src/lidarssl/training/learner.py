@@ -1,0 +1,174 @@
+"""Wraps any module with a ``training_step`` once for Lightning, with its optimiser and schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import pytorch_lightning as lightning
+import torch
+from torch import Tensor, nn
+
+from lidarssl import schedules
+from lidarssl.errors import DataError
+from lidarssl.frame import Batch, StepOutput
+from lidarssl.training.loading import LoadedBatch, good_batch
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """What can be trained: every method and every task."""
+
+    def training_step(self, batch: Batch, generator: torch.Generator) -> StepOutput: ...
+
+
+@dataclass
+class Optimizer:
+    """Optimiser of a run.
+
+    Args:
+        name: ``sgd`` or ``adamw``.
+        lr: learning rate.
+        weight_decay: decoupled for adamw.
+        momentum: of sgd; the papers of the SLidR family use 0.9.
+        dampening: of sgd; the papers of the SLidR family use 0.1.
+        head_lr: rate of parameters whose name contains ``head``; None = ``lr``.
+        head_weight_decay: likewise; None = ``weight_decay``.
+        gradient_clip: largest norm of the gradient; None = no clipping.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.5
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    dampening: float = 0.1
+    head_lr: float | None = None
+    head_weight_decay: float | None = None
+    gradient_clip: float | None = None
+
+
+@dataclass
+class Schedule:
+    """How the learning rate moves.
+
+    Args:
+        name: ``constant``; ``cosine_epoch`` (stepped once per epoch, as SLidR);
+            ``warmup_cosine`` (every step).
+        warmup: fraction of the run of the linear warm-up of ``warmup_cosine``.
+        final: last rate of ``warmup_cosine`` as a fraction of the first.
+    """
+
+    name: Literal["constant", "cosine_epoch", "warmup_cosine"] = "cosine_epoch"
+    warmup: float = 0.0
+    final: float = 0.0
+
+    def factor(self, steps: int, steps_per_epoch: int) -> Callable[[int], float]:
+        """Rate at a step as a fraction of the rate of the optimiser."""
+        if self.name == "constant":
+            return lambda step: 1.0
+        if self.name == "cosine_epoch":
+            epochs = max(1, steps // steps_per_epoch)
+            return lambda step: schedules.cosine(
+                min(step // steps_per_epoch, epochs), lr=1.0, total=epochs
+            )
+        warmup = round(self.warmup * steps)
+        # The first step of a warm-up trains too: a rate of exactly 0 would waste it.
+        first = 1 if warmup else 0
+        return lambda step: schedules.warmup_cosine(
+            min(step + first, steps), lr=1.0, warmup=warmup, total=steps, min_lr=self.final
+        )
+
+
+def parameter_groups(module: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Trainable parameters with their rates; empty groups are left out."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    head_lr = optimizer.lr if optimizer.head_lr is None else optimizer.head_lr
+    head_decay = (
+        optimizer.weight_decay
+        if optimizer.head_weight_decay is None
+        else optimizer.head_weight_decay
+    )
+    head = [p for name, p in named if "head" in name.split(".")]
+    rest = [p for name, p in named if "head" not in name.split(".")]
+    groups: list[dict[str, Any]] = [
+        {"params": rest, "lr": optimizer.lr, "weight_decay": optimizer.weight_decay},
+        {"params": head, "lr": head_lr, "weight_decay": head_decay},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(module: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
+    groups = parameter_groups(module, optimizer)
+    if optimizer.name == "adamw":
+        return torch.optim.AdamW(groups)
+    return torch.optim.SGD(groups, momentum=optimizer.momentum, dampening=optimizer.dampening)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The generator of one training step: the same on every rank and after every restart."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
+
+
+class Learner(lightning.LightningModule):
+    """Lightning's view of a method or a task.
+
+    Args:
+        module: what trains.
+        optimizer, schedule: see there.
+        steps: optimiser steps of the whole run.
+        steps_per_epoch: optimiser steps of one pass over the frames.
+        seed: of the draws inside a step.
+        max_skipped: bad samples of this process after which the run stops.
+    """
+
+    def __init__(
+        self,
+        module: Trainable,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        steps: int,
+        steps_per_epoch: int,
+        seed: int,
+        max_skipped: int = 0,
+    ) -> None:
+        super().__init__()
+        assert isinstance(module, nn.Module)
+        self.module: Any = module
+        self.optimizer, self.schedule = optimizer, schedule
+        self.steps, self.steps_per_epoch, self.seed = steps, steps_per_epoch, seed
+        self.max_skipped, self.skipped = max_skipped, 0
+
+    def transfer_batch_to_device(
+        self, batch: LoadedBatch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        self._count_skipped(batch)
+        return good_batch(batch).to(device, non_blocking=True)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        output = self.module.training_step(batch, step_generator(self.seed, batch_idx))
+        self.log("loss", output.loss.detach(), prog_bar=True, batch_size=batch.points.batch_size)
+        self.log_dict(output.terms, batch_size=batch.points.batch_size)
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        if self.max_skipped:
+            self.log("skipped", float(self.skipped))
+        return output.loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.module, self.optimizer)
+        factor = self.schedule.factor(self.steps, self.steps_per_epoch)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def _count_skipped(self, batch: LoadedBatch) -> None:
+        self.skipped += len(batch.skipped)
+        if batch.error is None and self.skipped > self.max_skipped:
+            raise DataError(
+                f"{self.skipped} bad samples, more than training.max_skipped = "
+                f"{self.max_skipped}; the last:\n  {batch.skipped[-1]}",
+                field="training.max_skipped",
+                remedy="run `lidarssl data check`, mend the files or raise the ceiling",
+            )

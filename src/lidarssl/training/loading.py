@@ -1,0 +1,258 @@
+"""From frame ids to batches: the same batches whatever the workers, the ranks or the restarts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from lidarssl.datasets.base import Dataset
+from lidarssl.errors import ConfigError, DataError
+from lidarssl.frame import Batch, Field, Frame, FrameId, PointBatch, collate
+from lidarssl.transforms.base import Compose, Transform, sample_generator
+
+logger = logging.getLogger(__name__)
+
+BadSamples = Literal["raise", "skip"]
+Prepare = Callable[[PointBatch], PointBatch]
+
+
+@dataclass
+class LoadedBatch:
+    """What a worker hands over: the batch, or the error that stopped it.
+
+    Attributes:
+        batch: None when ``error`` is set.
+        skipped: messages of bad samples that were replaced by the next good one.
+        error: raised in the main process, where its message is not buried in a traceback.
+    """
+
+    batch: Batch | None
+    skipped: tuple[str, ...] = ()
+    error: DataError | None = None
+
+    def pin_memory(self) -> LoadedBatch:
+        batch = None if self.batch is None else self.batch.pin_memory()
+        return LoadedBatch(batch, self.skipped, self.error)
+
+
+@dataclass
+class _Loaded:
+    frame: Frame | None
+    skipped: tuple[str, ...] = ()
+    error: DataError | None = None
+
+
+class FrameSource(TorchDataset[_Loaded]):
+    """Frames of a list of ids, transformed with the generator of (seed, epoch, sample).
+
+    Args:
+        dataset: where frames come from.
+        ids: the frames.
+        fields: what to read of each.
+        transforms: applied in order.
+        seed: of every random draw.
+        bad_samples: ``raise``, or ``skip`` to take the next good frame instead.
+        max_tries: bad frames in a row after which ``skip`` gives up.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        ids: Sequence[FrameId],
+        fields: Field,
+        transforms: Sequence[Transform],
+        seed: int,
+        bad_samples: BadSamples = "raise",
+        max_tries: int = 16,
+    ) -> None:
+        self.dataset, self.ids, self.fields = dataset, list(ids), fields
+        self.transforms, self.seed = Compose(transforms), seed
+        self.tries = max_tries if bad_samples == "skip" else 1
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def load(self, epoch: int, sample: int) -> Frame:
+        frame = self.dataset.load(self.ids[sample], self.fields)
+        return self.transforms(frame, sample_generator(self.seed, epoch, sample))
+
+    def __getitem__(self, key: tuple[int, int]) -> _Loaded:
+        epoch, first = key
+        skipped: list[str] = []
+        for offset in range(self.tries):
+            try:
+                frame = self.load(epoch, (first + offset) % len(self.ids))
+                return _Loaded(frame, tuple(skipped))
+            except DataError as error:
+                skipped.append(str(error))
+                last = error
+        return _Loaded(None, tuple(skipped), last)
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Keys (epoch, sample) of every batch of a run: a function of (seed, epoch) alone.
+
+    Each global batch is split into equal consecutive parts, one per rank.
+
+    Args:
+        samples: number of frames.
+        batch_size: frames of a global batch, a multiple of ``world``.
+        batches: number of batches of the whole run.
+        seed: of the shuffles.
+        rank, world: this process and how many there are.
+    """
+
+    def __init__(
+        self, samples: int, batch_size: int, batches: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        if batch_size % world:
+            raise ConfigError(
+                f"a global batch of {batch_size} frames cannot be split over {world} processes",
+                field="training.batch_size",
+                remedy=f"use a multiple of {world}",
+            )
+        if samples < batch_size:
+            raise ConfigError(
+                f"{samples} frames do not fill a batch of {batch_size}",
+                field="training.batch_size",
+                remedy=f"use {samples} or less, or more frames",
+            )
+        self.samples, self.batch_size, self.batches = samples, batch_size, batches
+        self.seed, self.rank, self.world = seed, rank, world
+        self.start = 0
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of one pass over the frames; the last incomplete one is dropped."""
+        return self.samples // self.batch_size
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = self.batch_size // self.world
+        epoch, order = -1, np.empty(0, np.int64)
+        for batch in range(self.start, self.batches):
+            if batch // self.per_epoch != epoch:
+                epoch = batch // self.per_epoch
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+            first = (batch % self.per_epoch) * self.batch_size + self.rank * share
+            yield [(epoch, int(sample)) for sample in order[first : first + share]]
+
+
+class ResumableLoader(DataLoader[Any]):
+    """Knows how many batches it handed out, and starts there after ``load_state_dict``."""
+
+    consumed = 0
+
+    def __iter__(self) -> Any:
+        self.consumed = getattr(self.batch_sampler, "start", 0)
+        for batch in super().__iter__():
+            self.consumed += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"consumed": self.consumed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        assert isinstance(self.batch_sampler, EpochBatches)
+        self.batch_sampler.start = state["consumed"]
+
+
+def training_loader(
+    source: FrameSource,
+    batches: EpochBatches,
+    workers: int,
+    prepare: Prepare | None,
+    pin_memory: bool = False,
+) -> ResumableLoader:
+    """Batches of a training run, prepared for the backbone in the workers."""
+    return ResumableLoader(
+        source,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_Collate(prepare),
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        prefetch_factor=2 if workers else None,
+    )
+
+
+def evaluation_batches(
+    source: FrameSource, batch_size: int, workers: int, prepare: Prepare | None
+) -> Iterator[Batch]:
+    """Every frame once, in order, with the draws of epoch 0.
+
+    Raises:
+        DataError: a frame is bad.
+    """
+    keys = [(0, sample) for sample in range(len(source))]
+    groups = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
+    loader: DataLoader[Any] = DataLoader(
+        source,
+        batch_sampler=groups,
+        num_workers=workers,
+        collate_fn=_Collate(prepare),
+    )
+    for loaded in loader:
+        yield good_batch(loaded)
+
+
+def good_batch(loaded: LoadedBatch) -> Batch:
+    """The batch, or the error of the worker that should have made it."""
+    if loaded.error is not None:
+        raise loaded.error
+    assert loaded.batch is not None
+    return loaded.batch
+
+
+class _Collate:
+    def __init__(self, prepare: Prepare | None) -> None:
+        self.prepare = prepare
+
+    def __call__(self, samples: list[_Loaded]) -> LoadedBatch:
+        skipped = tuple(message for sample in samples for message in sample.skipped)
+        for sample in samples:
+            if sample.error is not None:
+                return LoadedBatch(None, skipped, sample.error)
+        try:
+            batch = collate([sample.frame for sample in samples if sample.frame is not None])
+            if self.prepare is not None:
+                with torch.no_grad():
+                    batch.points = self.prepare(batch.points)
+        except DataError as error:
+            return LoadedBatch(None, skipped, error)
+        return LoadedBatch(batch, skipped)
+
+
+def check_needs(needs: Field, dataset: Dataset, split: str, who: str) -> None:
+    """Stop before the first step when frames lack what a method or task needs.
+
+    Raises:
+        ConfigError: names the field, the dataset and how to make it.
+    """
+    from lidarssl.datasets.base import describe_missing
+
+    missing = describe_missing(needs, dataset.provides(split))
+    if missing:
+        raise ConfigError(
+            f"{who} needs {', '.join(missing)}, which dataset '{dataset.name}' does not provide "
+            f"for split '{split}'",
+            field=missing[0],
+            remedy=_REMEDIES.get(missing[0], "choose another dataset or split"),
+        )
+
+
+_REMEDIES = {
+    "images": "give the dataset its image folders (see `lidarssl data check`)",
+    "superpixels": "run `lidarssl prepare superpixels`",
+    "semantic": "give the dataset its label files, or choose a labelled split",
+    "image_labels": "choose a dataset with labelled images, such as the synthetic world",
+}

@@ -1,0 +1,107 @@
+"""Batches depend on (seed, epoch, sample) alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from toys import MemoryDataset
+
+from lidarssl.errors import ConfigError, DataError
+from lidarssl.frame import Batch, Field, Frame
+from lidarssl.training.loading import (
+    EpochBatches,
+    FrameSource,
+    check_needs,
+    evaluation_batches,
+    good_batch,
+    training_loader,
+)
+
+
+def jitter(frame: Frame, rng: np.random.Generator) -> Frame:
+    noise = torch.from_numpy(rng.standard_normal(frame.points.shape).astype(np.float32))
+    return Frame(frame.id, frame.points + noise, frame.intensity)
+
+
+def batches_of(
+    workers: int, start: int = 0, rank: int = 0, world: int = 1, bad: tuple[int, ...] = ()
+) -> list[Batch]:
+    dataset = MemoryDataset(frames=10, bad=bad)
+    policy = "skip" if bad else "raise"
+    source = FrameSource(dataset, dataset.frames("train"), Field.NONE, [jitter], 7, policy)
+    batches = EpochBatches(10, 4, 6, 7, rank, world)
+    loader = training_loader(source, batches, workers, None)
+    loader.load_state_dict({"consumed": start})
+    return [good_batch(loaded) for loaded in loader]
+
+
+def same(left: list[Batch], right: list[Batch]) -> bool:
+    return [b.ids for b in left] == [b.ids for b in right] and all(
+        torch.equal(a.points.points, b.points.points) for a, b in zip(left, right, strict=True)
+    )
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_change_nothing(workers: int) -> None:
+    assert same(batches_of(0), batches_of(workers))
+
+
+@pytest.mark.parametrize("start", [1, 3, 5])
+def test_a_restart_continues_where_it_stopped(start: int) -> None:
+    assert same(batches_of(0)[start:], batches_of(0, start=start))
+
+
+def test_ranks_share_the_global_batch() -> None:
+    whole, parts = batches_of(0), [batches_of(0, rank=rank, world=2) for rank in (0, 1)]
+    for number, batch in enumerate(whole):
+        assert batch.ids == parts[0][number].ids + parts[1][number].ids
+        together = torch.cat([part[number].points.points for part in parts])
+        assert torch.equal(batch.points.points, together)
+
+
+def test_every_frame_is_seen_once_per_epoch_and_epochs_differ() -> None:
+    batches = EpochBatches(10, 2, 10, 3)
+    keys = [key for batch in batches for key in batch]
+    first, second = keys[:10], keys[10:]
+    assert sorted(sample for _, sample in first) == list(range(10))
+    assert sorted(sample for _, sample in second) == list(range(10))
+    assert [s for _, s in first] != [s for _, s in second]
+
+
+def test_batch_must_divide_over_processes_and_fit_the_data() -> None:
+    with pytest.raises(ConfigError, match="multiple of 2"):
+        EpochBatches(10, 3, 6, 0, world=2)
+    with pytest.raises(ConfigError, match="do not fill"):
+        EpochBatches(3, 4, 6, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_sample_raises_its_own_message(workers: int) -> None:
+    dataset = MemoryDataset(frames=8, bad=(3,))
+    source = FrameSource(dataset, dataset.frames("train"), Field.NONE, [], 0)
+    loader = training_loader(source, EpochBatches(8, 4, 2, 0), workers, None)
+    with pytest.raises(DataError, match=r"^0003\.bin: points are not finite"):
+        [good_batch(loaded) for loaded in loader]
+
+
+def test_skip_takes_the_next_good_frame_and_counts() -> None:
+    dataset = MemoryDataset(frames=8, bad=(3, 4))
+    source = FrameSource(dataset, dataset.frames("train"), Field.NONE, [], 0, "skip")
+    loader = training_loader(source, EpochBatches(8, 8, 1, 0), 2, None)
+    (loaded,) = list(loader)
+    tokens = [frame.token for frame in good_batch(loaded).ids]
+    assert sorted(tokens) == ["0000", "0001", "0002", "0005", "0005", "0005", "0006", "0007"]
+    assert len(loaded.skipped) == 3
+
+
+def test_evaluation_sees_every_frame_once_in_order() -> None:
+    dataset = MemoryDataset(frames=5)
+    source = FrameSource(dataset, dataset.frames("val"), Field.SEMANTIC, [], 0)
+    seen = [frame for batch in evaluation_batches(source, 2, 0, None) for frame in batch.ids]
+    assert seen == dataset.frames("val")
+
+
+def test_missing_needs_name_field_dataset_and_remedy() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)superpixels.*'memory'.*prepare superpixels"):
+        check_needs(Field.SUPERPIXELS | Field.IMAGES, MemoryDataset(), "train", "slidr")
