@@ -31,7 +31,8 @@ def recognises(case: Case) -> bool:
 
 def check(case: Case) -> None:
     calibration = {
-        name: torch.from_numpy(array).double() for name, array in case.arrays.items()
+        name: torch.from_numpy(array).double()
+        for name, array in case.arrays.items()
         if name in CALIBRATION | {"lidar2cam"}
     }
     points = torch.from_numpy(case.arrays["points"][:, :3])

@@ -26,7 +26,8 @@ def check(case: Case) -> None:
     for rule in sorted(_rules(case)):
         voxels = voxelize(points, rule, tuple(size) if isinstance(size, list) else size)
         coordinates, index, inverse = (
-            case.arrays[f"{rule}.{name}"].astype(np.int64) for name in ("coords", "index", "inverse")
+            case.arrays[f"{rule}.{name}"].astype(np.int64)
+            for name in ("coords", "index", "inverse")
         )
         # The order of voxels is free: compare what every point sees.
         assert len(voxels.index) == len(index), f"{rule}: number of voxels"

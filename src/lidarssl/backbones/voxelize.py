@@ -1,0 +1,160 @@
+"""Points of a batch -> occupied voxels with input features, for sparse backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lidarssl.errors import ConfigError
+from lidarssl.frame import PointBatch
+from lidarssl.geometry.voxels import VoxelSize, voxelize
+from lidarssl.sparse.keys import site_keys
+from lidarssl.sparse.maps import KernelMaps, Rows
+
+_COLUMNS: dict[str, Callable[[PointBatch], Tensor]] = {
+    "intensity": lambda points: points.intensity,
+    "x": lambda points: points.points[:, 0],
+    "y": lambda points: points.points[:, 1],
+    "z": lambda points: points.points[:, 2],
+    "range": lambda points: points.points[:, :2].norm(dim=1),
+    "one": lambda points: torch.ones_like(points.intensity),
+}
+
+
+@dataclass(frozen=True)
+class PointInputs:
+    """Which values of its points a voxel starts from.
+
+    Attributes:
+        columns: among intensity, x, y, z (m), range (horizontal, m) and one (a constant).
+        scale: multiplies each column; None = 1.
+        shift: added to each scaled column; None = 0.
+        reduce: ``first`` takes the voxel's first point, ``mean`` averages its points.
+
+    Raises:
+        ConfigError: an unknown column, or lists of different lengths.
+    """
+
+    columns: tuple[str, ...] = ("intensity",)
+    scale: tuple[float, ...] | None = None
+    shift: tuple[float, ...] | None = None
+    reduce: Literal["first", "mean"] = "first"
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.columns if name not in _COLUMNS]
+        if unknown or not self.columns:
+            raise ConfigError(
+                f"no input column is called {', '.join(unknown)}" if unknown else "no column",
+                field="inputs.columns",
+                remedy=f"choose among {', '.join(_COLUMNS)}",
+            )
+        for name, values in (("scale", self.scale), ("shift", self.shift)):
+            if values is not None and len(values) != len(self.columns):
+                raise ConfigError(
+                    f"{len(values)} values for {len(self.columns)} columns",
+                    field=f"inputs.{name}",
+                    remedy="give one per column",
+                )
+        if self.reduce not in ("first", "mean"):
+            raise ConfigError(
+                f"{self.reduce!r} is neither 'first' nor 'mean'", field="inputs.reduce"
+            )
+
+    def of_points(self, points: PointBatch) -> Tensor:
+        """Input values of every point, (N, len(columns))."""
+        values = torch.stack([_COLUMNS[name](points) for name in self.columns], dim=1)
+        if self.scale is not None:
+            values = values * values.new_tensor(self.scale)
+        if self.shift is not None:
+            values = values + values.new_tensor(self.shift)
+        return values
+
+
+@dataclass(frozen=True)
+class VoxelGrid:
+    """How points become voxels.
+
+    Attributes:
+        rule: voxelisation rule, see ``lidarssl.geometry.voxels.voxelize``.
+        voxel_size: m, one or three.
+        inputs: features of a voxel.
+    """
+
+    rule: str
+    voxel_size: VoxelSize
+    inputs: PointInputs
+
+
+@dataclass
+class VoxelBatch:
+    """Voxels of several frames, sorted by (batch, x, y, z).
+
+    Attributes:
+        grid: how they were made.
+        features: (V, C) float32.
+        positions: (V, 3) float32 m, centroid of the points of each voxel.
+        token_of_point: (N,) int64 voxel of each point.
+        maps: the sites, and the kernel maps made so far.
+    """
+
+    grid: VoxelGrid
+    features: Tensor
+    positions: Tensor
+    token_of_point: Tensor
+    maps: KernelMaps
+
+    @property
+    def batch(self) -> Tensor:
+        """(V,) int64 frame index."""
+        return self.maps.levels[0].coordinates[:, 0]
+
+
+def voxelize_batch(points: PointBatch, grid: VoxelGrid) -> VoxelBatch:
+    """Apply the rule to each frame by itself; a frame without points has no voxels.
+
+    Args:
+        points: N points.
+        grid: rule, size and inputs.
+    """
+    sites, first, token_of_point = _voxels_of_frames(points, grid)
+    order = site_keys(sites).argsort()
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(order.shape[0], device=order.device)
+    sites, first, token_of_point = sites[order], first[order], rank[token_of_point]
+    rows = Rows.of(token_of_point, sites.shape[0])
+    count = rows.start.diff()[:, None]
+    features = grid.inputs.of_points(points)
+    if grid.inputs.reduce == "first":
+        features = features[first]
+    else:
+        features = rows.sum(features) / count
+    return VoxelBatch(
+        grid=grid,
+        features=features,
+        positions=rows.sum(points.points) / count,
+        token_of_point=token_of_point,
+        maps=KernelMaps.of(sites),
+    )
+
+
+def _voxels_of_frames(points: PointBatch, grid: VoxelGrid) -> tuple[Tensor, Tensor, Tensor]:
+    """(V, 4) sites, (V,) representative points and (N,) voxel of each point."""
+    sizes = torch.bincount(points.batch, minlength=points.batch_size).tolist()
+    sites = [points.batch.new_empty(0, 4)]
+    first, voxel_of_point = [points.batch.new_empty(0)], [points.batch.new_empty(0)]
+    first_point = first_voxel = 0
+    for frame, cloud in enumerate(points.points.split(sizes)):
+        if cloud.shape[0] == 0:
+            continue
+        voxels = voxelize(cloud, grid.rule, grid.voxel_size)
+        sites.append(F.pad(voxels.coordinates, (1, 0), value=frame))
+        first.append(voxels.index + first_point)
+        voxel_of_point.append(voxels.inverse + first_voxel)
+        first_point += cloud.shape[0]
+        first_voxel += voxels.coordinates.shape[0]
+    return torch.cat(sites), torch.cat(first), torch.cat(voxel_of_point)

@@ -1,0 +1,341 @@
+"""Raw data of the report's pictures: saved by a run as .npz, drawn when the report is built."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lidarssl.errors import DataError
+from lidarssl.report import pictures
+from lidarssl.report.pictures import Array, View
+from lidarssl.report.scores import percent
+
+MAX_BYTES = 512 * 1024**2
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawn picture; ``title`` is empty for the only panel of a figure."""
+
+    title: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Key:
+    """How to read the colours of a figure.
+
+    Attributes:
+        classes: (name, RGB 0..255) pairs.
+        ramp: (low text, high text, matplotlib colour map), or None.
+    """
+
+    classes: tuple[tuple[str, tuple[int, int, int]], ...] = ()
+    ramp: tuple[str, str, str] | None = None
+
+
+class FigureData:
+    """Base of the figures: arrays in, panels out.
+
+    Subclasses are dataclasses of arrays (tensors are accepted), strings, tuples of strings,
+    integers and None; ``kind`` names them in the file.
+    """
+
+    kind: ClassVar[str]
+
+    def panels(self) -> tuple[Panel, ...]:
+        """Draw the figure."""
+        raise AssertionError("abstract")
+
+    def key(self) -> Key:
+        """How to read its colours."""
+        return Key()
+
+    def save(self, path: Path) -> None:
+        """Write the arrays to ``path`` (.npz, compressed, no pickle)."""
+        arrays: dict[str, Any] = {"kind": np.array(self.kind)}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if value is not None:
+                arrays[field.name] = _to_array(value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **arrays)
+
+
+@dataclass(frozen=True)
+class LidarOnImage(FigureData):
+    """Points over an image, coloured by range.
+
+    Attributes:
+        image: (H, W, 3) or (3, H, W).
+        row, col: (M,) pixels.
+        range: (M,) m.
+    """
+
+    kind = "lidar_on_image"
+    image: Array
+    row: Array
+    col: Array
+    range: Array
+
+    def panels(self) -> tuple[Panel, ...]:
+        png = pictures.lidar_on_image(self.image, self.row, self.col, self.range)
+        return (Panel("", png),)
+
+    def key(self) -> Key:
+        far = float(np.max(_to_array(self.range), initial=0.0))
+        return Key(ramp=("near", f"{far:.0f} m", pictures.RANGE_COLORS))
+
+
+@dataclass(frozen=True)
+class SuperpixelOverlay(FigureData):
+    """An image and the borders of its superpixels, (H, W) ids."""
+
+    kind = "superpixels"
+    image: Array
+    superpixels: Array
+
+    def panels(self) -> tuple[Panel, ...]:
+        return (Panel("", pictures.superpixel_overlay(self.image, self.superpixels)),)
+
+
+@dataclass(frozen=True)
+class CameraLabels(FigureData):
+    """An image tinted by the class of each pixel.
+
+    Attributes:
+        labels: (H, W) class ids, 0 = ignored.
+        colors: (C, 3) RGB 0..255, ``names`` (C,), both with the ignored class first.
+    """
+
+    kind = "camera_labels"
+    image: Array
+    labels: Array
+    colors: Array
+    names: tuple[str, ...]
+
+    def panels(self) -> tuple[Panel, ...]:
+        return (Panel("", pictures.camera_labels(self.image, self.labels, self.colors)),)
+
+    def key(self) -> Key:
+        return _class_key(self.names, self.colors, _to_array(self.labels))
+
+
+@dataclass(frozen=True)
+class BevPrediction(FigureData):
+    """A scan three times: truth, prediction and mistakes.
+
+    Attributes:
+        points: (N, 3) m.
+        prediction, truth: (N,) class ids, 0 = ignored.
+        colors: (C, 3) RGB 0..255, ``names`` (C,), both with the ignored class first.
+    """
+
+    kind = "bev_prediction"
+    points: Array
+    prediction: Array
+    truth: Array
+    colors: Array
+    names: tuple[str, ...]
+
+    def panels(self) -> tuple[Panel, ...]:
+        truth, predicted = _to_array(self.truth), _to_array(self.prediction)
+        # A prediction where there is no truth cannot be judged; it would only distract.
+        shown = np.where(truth == 0, 0, predicted)
+        labelled = truth != 0
+        wrong = float((predicted != truth)[labelled].mean()) if labelled.any() else 0.0
+        return (
+            Panel("truth", pictures.bev_classes(self.points, truth, self.colors)),
+            Panel("prediction", pictures.bev_classes(self.points, shown, self.colors)),
+            Panel(
+                f"mistakes in red: {percent(wrong)} of the labelled points",
+                pictures.bev_error(self.points, predicted, truth),
+            ),
+        )
+
+    def key(self) -> Key:
+        seen = np.concatenate([_to_array(self.truth), _to_array(self.prediction)])
+        return _class_key(self.names, self.colors, seen)
+
+
+@dataclass(frozen=True)
+class FeaturePca(FigureData):
+    """A scan coloured by the three main directions of its features, points (N, 3) and (N, C)."""
+
+    kind = "feature_pca"
+    points: Array
+    features: Array
+
+    def panels(self) -> tuple[Panel, ...]:
+        return (Panel("", pictures.feature_pca_bev(self.points, self.features)),)
+
+
+@dataclass(frozen=True)
+class Similarity(FigureData):
+    """Cosine similarity of every point to one; also on an image, when pixels are given.
+
+    Attributes:
+        points: (N, 3) m.
+        features: (N, C).
+        query: index of the chosen point.
+        image: (H, W, 3) or (3, H, W), or None.
+        point, row, col: (M,) points that fall into the image, and where; or None.
+    """
+
+    kind = "similarity"
+    points: Array
+    features: Array
+    query: int
+    image: Array | None = None
+    point: Array | None = None
+    row: Array | None = None
+    col: Array | None = None
+
+    def panels(self) -> tuple[Panel, ...]:
+        query = int(self.query)
+        scan = Panel("", pictures.similarity_bev(self.points, self.features, query))
+        if self.image is None or self.point is None or self.row is None or self.col is None:
+            return (scan,)
+        similarity = pictures.cosine_to(self.features, query)[_to_array(self.point)]
+        on_image = pictures.similarity_on_image(self.image, self.row, self.col, similarity)
+        return (Panel("from above", scan.png), Panel("in the camera", on_image))
+
+    def key(self) -> Key:
+        return Key(ramp=("unlike", "like the ringed point", pictures.SIMILARITY_COLORS))
+
+
+@dataclass(frozen=True)
+class BevScalar(FigureData):
+    """A scan coloured by any scalar, e.g. intensity or height.
+
+    Attributes:
+        points: (N, 3) m.
+        value: (N,).
+        name: what the value is, with its unit.
+        extent: half the side of the square, m; None fits the points.
+    """
+
+    kind = "bev"
+    points: Array
+    value: Array
+    name: str
+    extent: float | None = None
+
+    def panels(self) -> tuple[Panel, ...]:
+        return (Panel("", pictures.bev(self.points, self.value, View(self.extent))),)
+
+    def key(self) -> Key:
+        return Key(ramp=(f"low {self.name}", "high", pictures.RANGE_COLORS))
+
+
+KINDS: tuple[type[FigureData], ...] = (
+    LidarOnImage,
+    SuperpixelOverlay,
+    CameraLabels,
+    BevPrediction,
+    FeaturePca,
+    Similarity,
+    BevScalar,
+)
+
+
+def load(path: Path) -> FigureData:
+    """Read a figure that ``FigureData.save`` wrote.
+
+    Raises:
+        DataError: not such a file, an unknown kind, a missing or an unknown array.
+    """
+    arrays = _read_arrays(path)
+    kind = str(arrays.pop("kind", ""))
+    cls = next((one for one in KINDS if one.kind == kind), None)
+    if cls is None:
+        known = ", ".join(one.kind for one in KINDS)
+        raise DataError(f"unknown figure {kind!r}; known are {known}", path=path, field="kind")
+    allowed = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+    for name in arrays:
+        if name not in allowed:
+            raise DataError(f"unknown array for a {kind}", path=path, field=name)
+    for name, field in allowed.items():
+        if name not in arrays and "None" not in str(field.type):
+            raise DataError(f"missing array for a {kind}", path=path, field=name)
+    return cls(**{name: _from_array(value) for name, value in arrays.items()})
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure ready to show."""
+
+    panels: tuple[Panel, ...]
+    key: Key
+
+
+def draw(path: Path) -> Drawing:
+    """Read a figure and draw it.
+
+    Raises:
+        DataError: as ``load``, or its arrays do not fit together.
+    """
+    figure = load(path)
+    try:
+        return Drawing(figure.panels(), figure.key())
+    except DataError as error:
+        raise DataError(error.problem, path=path, field=error.field, remedy=error.remedy) from error
+    except (ValueError, IndexError, TypeError, OverflowError, AttributeError) as error:
+        raise DataError(
+            f"the arrays of this {figure.kind} do not fit together ({error})",
+            path=path,
+            remedy="save the figure again",
+        ) from error
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
+                raise DataError(f"unpacks to more than {MAX_BYTES >> 20} MiB", path=path)
+        with np.load(path, allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
+    except FileNotFoundError as error:
+        raise DataError("file not found", path=path) from error
+    except _UNREADABLE as error:
+        raise DataError(
+            f"not a readable .npz file ({error})", path=path, remedy="save the figure again"
+        ) from error
+
+
+def _to_array(value: Any) -> NDArray[Any]:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _from_array(value: NDArray[Any]) -> Any:
+    if value.dtype.kind == "U":
+        return str(value) if value.ndim == 0 else tuple(str(item) for item in value)
+    return value.item() if value.ndim == 0 else value
+
+
+def _class_key(names: tuple[str, ...], colors: Array, seen: Array) -> Key:
+    """The classes that occur, without the ignored one."""
+    palette = _to_array(colors)
+    return Key(
+        classes=tuple(
+            (names[index], (int(palette[index][0]), int(palette[index][1]), int(palette[index][2])))
+            for index in np.unique(seen).tolist()
+            if 0 < index < min(len(names), len(palette))
+        )
+    )

@@ -1,0 +1,112 @@
+"""Everything a run folder holds, read leniently: what cannot be read becomes a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from lidarssl.errors import DataError
+from lidarssl.report import figures
+from lidarssl.report.figures import Drawing, Key, Panel
+from lidarssl.report.schema import METRICS_FILE, PictureRecord, Results, RunRecord
+from lidarssl.report.training_log import TrainingLog, read_log
+
+MAX_PNG_BYTES = 32 * 1024**2
+_T = TypeVar("_T")
+
+
+@dataclass
+class RunFolder:
+    """What a report shows.
+
+    Attributes:
+        path: the folder.
+        record, results: None when missing or malformed.
+        log: empty when missing.
+        drawings: pictures that could be drawn, in the order of the results.
+        problems: what is missing or malformed, one sentence each.
+    """
+
+    path: Path
+    record: RunRecord | None = None
+    results: Results | None = None
+    log: TrainingLog = field(default_factory=TrainingLog)
+    drawings: list[tuple[PictureRecord, Drawing]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.record.name if self.record else self.path.resolve().name
+
+
+def read_run(path: Path, pictures: bool = True) -> RunFolder:
+    """Read a run folder.
+
+    Args:
+        pictures: draw the pictures too.
+
+    Raises:
+        DataError: ``path`` is not a folder.
+    """
+    if not path.is_dir():
+        raise DataError(
+            "no such run folder", path=path, remedy="give a folder that a run has written"
+        )
+    run = RunFolder(path)
+    run.record = _attempt(run, lambda: RunRecord.load(path))
+    run.results = _attempt(run, lambda: Results.load(path))
+    log = _attempt(run, lambda: read_log(path / METRICS_FILE))
+    if log is not None:
+        run.log = log
+        run.problems += [f"{METRICS_FILE}: {problem}" for problem in log.problems]
+    if pictures and run.results is not None:
+        for record in run.results.pictures:
+            drawing = _attempt(run, lambda record=record: _draw(path, record))  # type: ignore[misc]
+            if drawing is not None:
+                run.drawings.append((record, drawing))
+    return run
+
+
+def describe(error: DataError, root: Path) -> str:
+    """An error as one sentence, with its path relative to ``root``."""
+    place = "" if error.path is None else Path(error.path).name
+    if error.path is not None and Path(error.path).is_relative_to(root):
+        place = Path(error.path).relative_to(root).as_posix()
+    parts = [place, error.field and f"field {error.field}", error.problem]
+    sentence = ": ".join(part for part in parts if part)
+    return f"{sentence} ({error.remedy})" if error.remedy else sentence
+
+
+def _attempt(run: RunFolder, read: Callable[[], _T]) -> _T | None:
+    try:
+        return read()
+    except DataError as error:
+        run.problems.append(describe(error, run.path))
+        return None
+
+
+def _draw(root: Path, record: PictureRecord) -> Drawing:
+    path = root / record.file
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise DataError("leads out of the run folder", path=path)
+    if path.suffix == ".npz":
+        return figures.draw(path)
+    return Drawing((Panel("", _read_png(path)),), Key())
+
+
+def _read_png(path: Path) -> bytes:
+    from PIL import Image
+
+    try:
+        if path.stat().st_size > MAX_PNG_BYTES:
+            raise DataError(f"larger than {MAX_PNG_BYTES >> 20} MiB", path=path)
+        with Image.open(path, formats=("PNG",)) as image:
+            image.load()
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError("file not found", path=path) from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"not a readable PNG ({error})", path=path) from error
