@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import MemoryDataset, ToyModule
 
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Field
 from lidarssl.training.fit import FitResult, Training, fit
 from lidarssl.training.learner import Optimizer, Schedule, build_optimizer
+from toys import MemoryDataset, ToyModule
 
 SETTINGS = Training(
     batch_size=4,

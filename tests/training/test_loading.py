@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from toys import MemoryDataset
 
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Batch, Field, Frame
@@ -17,6 +16,7 @@ from lidarssl.training.loading import (
     good_batch,
     training_loader,
 )
+from toys import MemoryDataset
 
 
 def jitter(frame: Frame, rng: np.random.Generator) -> Frame:

@@ -1,0 +1,126 @@
+"""Camera images: bounded decoding, and intrinsics that follow a change of size."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lidarssl.datasets.files import IMAGE_FILE_LIMIT, read_bytes
+from lidarssl.errors import ConfigError, DataError
+
+PIXEL_LIMIT = 50_000_000
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_MODES = ("RGB", "RGBA", "L", "P", "CMYK", "YCbCr", "1")
+
+
+def read_image(path: Path, scale: float = 1.0) -> tuple[Tensor, tuple[int, int]]:
+    """``parse_image`` of a file."""
+    return parse_image(read_bytes(path, IMAGE_FILE_LIMIT), path, scale)
+
+
+def parse_image(data: bytes, path: Path, scale: float = 1.0) -> tuple[Tensor, tuple[int, int]]:
+    """Decode an 8-bit image; JPEG is decoded at a fraction of its size where ``scale`` allows.
+
+    Args:
+        data: content of a JPEG, PNG, WebP or BMP file.
+        path: its name, for messages.
+        scale: factor on width and height, in (0, 1].
+
+    Returns:
+        (3, H, W) uint8 RGB, and (height, width) before scaling.
+
+    Raises:
+        DataError: not an 8-bit image, does not decode, or above 50 million pixels.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        height, width = _checked_size(image, path)
+        pixels = np.array(_scaled(image, scale).convert("RGB"))
+    except DataError:
+        raise
+    # Pillow's decoders raise almost any type on a corrupt stream; all of them mean the same.
+    except Exception as error:
+        raise DataError(
+            f"the image does not decode ({str(error)[:200]})",
+            path=path,
+            field="image",
+            remedy="get the file again, or remove the frame",
+        ) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), (height, width)
+
+
+def _checked_size(image: Image.Image, path: Path) -> tuple[int, int]:
+    width, height = image.size
+    if not 0 < width * height <= PIXEL_LIMIT:
+        raise DataError(
+            f"the image claims {width} x {height} pixels; at most {PIXEL_LIMIT} are decoded",
+            path=path,
+            field="image",
+        )
+    if image.mode not in _MODES:
+        raise DataError(
+            f"the image has mode '{image.mode}', not 8 bits per channel",
+            path=path,
+            field="image",
+            remedy="convert it to 8-bit RGB",
+        )
+    return height, width
+
+
+def _scaled(image: Image.Image, scale: float) -> Image.Image:
+    height, width = scaled_size(image.height, image.width, scale)
+    if (width, height) == image.size:
+        return image
+    box: tuple[float, float, float, float] | None = None
+    if image.format == "JPEG" and (draft := image.draft("RGB", (width, height))) is not None:
+        box = draft[1]
+    if image.size == (width, height):
+        return image
+    return image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR, box=box)
+
+
+def check_scale(scale: float) -> float:
+    """``scale``, when it is in (0, 1].
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not 0 < scale <= 1:
+        raise ConfigError(
+            f"image_scale is {scale}",
+            field="image_scale",
+            remedy="give a factor above 0 and at most 1",
+        )
+    return scale
+
+
+def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """Size of an image after scaling: rounded half up, at least one pixel."""
+    return max(1, math.floor(height * scale + 0.5)), max(1, math.floor(width * scale + 0.5))
+
+
+def resize_intrinsics(
+    intrinsics: Tensor, before: tuple[int, int], after: tuple[int, int]
+) -> Tensor:
+    """Intrinsics of a resized image.
+
+    Pixel centres are integers, so an image of width W spans [-0.5, W - 0.5] and a coordinate
+    becomes (u + 0.5) s - 0.5.
+
+    Args:
+        intrinsics: (3, 3) float64.
+        before, after: (height, width).
+    """
+    rows, columns = after[0] / before[0], after[1] / before[1]
+    resize = torch.tensor(
+        [[columns, 0, 0.5 * columns - 0.5], [0, rows, 0.5 * rows - 0.5], [0, 0, 1]],
+        dtype=torch.float64,
+    )
+    return resize @ intrinsics

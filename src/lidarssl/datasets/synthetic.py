@@ -1,0 +1,138 @@
+"""The synthetic driving world as a dataset: made on the spot, labelled in full, never downloaded.
+
+Written in the layout of nuScenes, with lidar x right, y forward, z up and intensity 0..255, plus
+a class image for every camera image. See ``lidarssl.datasets.world`` for how it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lidarssl.datasets.base import ClassTable
+from lidarssl.datasets.image_files import read_image, scaled_size
+from lidarssl.datasets.nuscenes import NuScenes
+from lidarssl.datasets.world.classes import PALETTE, Semantic
+from lidarssl.datasets.world.config import VERSION, WorldConfig
+from lidarssl.errors import ConfigError, DataError
+from lidarssl.frame import Camera, Field, Frame, FrameId
+
+
+class Synthetic(NuScenes):
+    """Synthetic streets with lidar, cameras, and labels of points, pixels and boxes.
+
+    Splits are those of the ``WorldConfig``; by default ``teacher`` (labelled images for a stand-in
+    image encoder), ``train`` and ``val``, with disjoint scenes.
+
+    Args:
+        root: folder that ``Synthetic.generate`` has filled.
+        version: folder of the tables.
+        cameras: channels to read, in this order; default: all.
+        image_scale: factor on the size of images and their labels, in (0, 1].
+
+    Raises:
+        ConfigError: unknown camera or image scale.
+        DataError: the root is wrong, or a table is missing or malformed.
+    """
+
+    name = "synthetic"
+    classes = ClassTable(tuple(semantic.name.lower() for semantic in Semantic), PALETTE)
+    box_classes = ("car", "truck", "cyclist", "pedestrian")
+    class_of_category = {name: name for name in classes.names}  # noqa: RUF012
+    default_cameras = ()
+
+    def __init__(
+        self,
+        root: str | Path,
+        version: str = VERSION,
+        cameras: Sequence[str] | None = None,
+        image_scale: float = 1.0,
+    ) -> None:
+        super().__init__(root, version, cameras, image_scale)
+
+    @classmethod
+    def generate(
+        cls,
+        root: str | Path,
+        config: WorldConfig | None = None,
+        workers: int = 0,
+        progress: bool = True,
+    ) -> Synthetic:
+        """Make the world in ``root`` where it is not yet there, and open it.
+
+        Args:
+            root: folder, created if absent; what an earlier call finished is kept.
+            config: default: the world of the demo.
+            workers: processes; 0 = one per core. The bytes written do not depend on it.
+            progress: show a bar with the time left.
+
+        Raises:
+            ConfigError: the folder holds another world, or the extra ``synthetic`` is missing.
+        """
+        from lidarssl.datasets.world.nuscenes_writer import write_nuscenes
+
+        write_nuscenes(config or WorldConfig(), root, VERSION, workers, progress)
+        return cls(root)
+
+    def provides(self, split: str) -> Field:
+        provided = super().provides(split)
+        first = self._key_frame(self.frames(split)[0])
+        cameras = [first.readings[name] for name in self.cameras if name in first.readings]
+        if cameras and self._label_file(self.cameras[0], cameras[0].token).is_file():
+            provided |= Field.IMAGE_LABELS
+        return provided
+
+    def load(self, frame: FrameId, fields: Field = Field.ALL) -> Frame:
+        if Field.IMAGE_LABELS not in fields:
+            return super().load(frame, fields)
+        loaded = super().load(frame, fields | Field.IMAGES)
+        cameras = [self._with_labels(camera) for camera in loaded.cameras]
+        if Field.IMAGES not in fields:
+            cameras = [replace(camera, image=None) for camera in cameras]
+        return replace(loaded, cameras=tuple(cameras))
+
+    def label_fraction(self, split: str, skip: int) -> list[FrameId]:
+        """Frames 0, ``skip``, 2 ``skip``, ... of the split: at least one."""
+        if skip < 1:
+            raise ConfigError(f"skip is {skip}", field="skip", remedy="give 1 or more")
+        return self.frames(split)[::skip]
+
+    def _label_file(self, camera: str, token: str) -> Path:
+        return self.root / "camseg" / camera / f"{token}.png"
+
+    def _with_labels(self, camera: Camera) -> Camera:
+        path = self._label_file(camera.name, camera.token)
+        pixels, size = read_image(path)
+        labels = pixels[0].to(torch.int64)
+        if camera.image is not None:
+            shape = int(camera.image.shape[1]), int(camera.image.shape[2])
+            if scaled_size(*size, self.image_scale) != shape:
+                raise DataError(
+                    f"{size[0]} x {size[1]} labels do not belong to an image of which "
+                    f"{shape[0]} x {shape[1]} pixels were read",
+                    path=path,
+                    field="labels",
+                    remedy="delete the folder and generate the world again",
+                )
+            labels = _nearest(labels, shape)
+        if labels.max() >= len(self.classes):
+            raise DataError(
+                f"holds class {int(labels.max())}; there are {len(self.classes)}",
+                path=path,
+                field="labels",
+                remedy="delete the folder and generate the world again",
+            )
+        return replace(camera, labels=labels)
+
+
+def _nearest(labels: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The label at the centre of each pixel of an image of another size."""
+    rows, cols = (
+        ((torch.arange(new) + 0.5) * old / new).long()
+        for old, new in zip(labels.shape, shape, strict=True)
+    )
+    return labels[rows[:, None], cols]

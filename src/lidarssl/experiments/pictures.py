@@ -1,0 +1,208 @@
+"""Raw data of the report's pictures, taken from one frame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lidarssl.backbones.base import Backbone
+from lidarssl.datasets.base import ClassTable, Dataset
+from lidarssl.frame import Field, Frame, FrameId, collate
+from lidarssl.report.figures import (
+    BevPrediction,
+    BevScalar,
+    CameraLabels,
+    FeaturePca,
+    FigureData,
+    LidarOnImage,
+    Similarity,
+    SuperpixelOverlay,
+)
+from lidarssl.report.pictures import Array
+from lidarssl.report.schema import PictureRecord, Section
+from lidarssl.tasks.semantic import SemanticSegmentation
+from lidarssl.transforms.paired import MatchPixels
+
+QUERY_CLASSES = ("car", "vehicle", "truck")
+
+
+def picture_frame(dataset: Dataset, frame: FrameId, split: str) -> Frame:
+    """A frame with whatever pictures can use, and its matches when it has cameras."""
+    wanted = Field.IMAGES | Field.SEMANTIC | Field.IMAGE_LABELS
+    loaded = dataset.load(frame, wanted & dataset.provides(split))
+    if any(camera.image is not None for camera in loaded.cameras):
+        loaded = MatchPixels()(loaded, np.random.default_rng(0))
+    return loaded
+
+
+class PictureBook:
+    """Saves figures into a run folder and remembers what they show.
+
+    Args:
+        run: the run folder.
+        prefix: of the file names, so that stages do not overwrite each other.
+    """
+
+    def __init__(self, run: Path, prefix: str = "") -> None:
+        self.run, self.prefix = run, prefix
+        self.records: list[PictureRecord] = []
+
+    def add(
+        self, name: str, figure: FigureData, title: str, caption: str, section: Section
+    ) -> None:
+        file = f"figures/{self.prefix}{name}.npz"
+        figure.save(self.run / file)
+        self.records.append(PictureRecord(file, title, caption, section))
+
+    def add_input(self, frame: Frame, cameras: int = 2) -> None:
+        """Points over images, or the bare scan when there is no camera."""
+        if frame.matches is None:
+            self.add(
+                "scan",
+                BevScalar(frame.points.numpy(), frame.points[:, 2].numpy(), "height, m"),
+                f"Scan {frame.id}",
+                "The scan from above, coloured by height.",
+                Section.INPUT,
+            )
+            return
+        for number, camera in enumerate(frame.cameras[:cameras]):
+            pairs = frame.matches[frame.matches.image == number]
+            distance = frame.points[pairs.point].norm(dim=1)
+            assert camera.image is not None
+            self.add(
+                f"lidar_on_{camera.name}",
+                LidarOnImage(
+                    camera.image.numpy(), pairs.row.numpy(), pairs.col.numpy(), distance.numpy()
+                ),
+                f"Lidar on {camera.name}",
+                "Points should follow the edges of objects: poles on poles, cars on cars. "
+                "A constant shift means a wrong calibration.",
+                Section.INPUT,
+            )
+
+    def add_superpixels(self, frame: Frame, superpixels: Tensor) -> None:
+        """Superpixels of the first camera."""
+        image = frame.cameras[0].image
+        assert image is not None
+        self.add(
+            "superpixels",
+            SuperpixelOverlay(image.numpy(), superpixels.numpy()),
+            "Superpixels",
+            "SLidR pools features inside each outline: it should not mix a car with the road.",
+            Section.INPUT,
+        )
+
+    def add_image_labels(self, frame: Frame, predicted: Tensor, classes: ClassTable) -> None:
+        """What an image encoder says of the first camera."""
+        image = frame.cameras[0].image
+        assert image is not None
+        self.add(
+            "teacher",
+            CameraLabels(image.numpy(), predicted.numpy(), np.array(classes.colors), classes.names),
+            "What the image encoder sees",
+            "Its features are all that the lidar network is taught, mistakes included.",
+            Section.INPUT,
+        )
+
+    def add_features(
+        self, frame: Frame, features: Tensor, classes: ClassTable, name: str, caption: str
+    ) -> None:
+        """PCA of the features of every point, and similarity to one point.
+
+        Args:
+            features: (N, C) of the points of the frame.
+        """
+        self.add(
+            f"pca_{_slug(name)}",
+            FeaturePca(frame.points.numpy(), features.numpy()),
+            f"Features: {name}",
+            f"The three main directions of the features as red, green, blue. {caption}",
+            Section.FEATURES,
+        )
+        query, what = query_point(frame, classes)
+        camera = _camera_of(frame, query)
+        self.add(
+            f"similarity_{_slug(name)}",
+            Similarity(frame.points.numpy(), features.numpy(), query, *camera),
+            f"Similarity: {name}",
+            f"Cosine similarity of every point to the ringed one ({what}). "
+            "Other objects of its kind should light up, and little else.",
+            Section.FEATURES,
+        )
+
+    def add_prediction(
+        self, frame: Frame, predicted: Tensor, classes: ClassTable, name: str
+    ) -> None:
+        """Truth, prediction and mistakes of a scan."""
+        assert frame.semantic is not None
+        self.add(
+            f"prediction_{_slug(name)}",
+            BevPrediction(
+                frame.points.numpy(),
+                predicted.numpy(),
+                frame.semantic.numpy(),
+                np.array(classes.colors),
+                classes.names,
+            ),
+            f"Prediction: {name}",
+            "Mistakes at the borders of objects are normal; whole objects in red are not.",
+            Section.PREDICTIONS,
+        )
+
+
+@torch.no_grad()
+def point_features(backbone: Backbone, frame: Frame, device: torch.device) -> Tensor:
+    """Features of the points of one frame in eval mode, (N, C) on the CPU."""
+    backbone.to(device).eval()
+    features: Tensor = backbone(collate([bare(frame)]).to(device).points).at_points()
+    return features.float().cpu()
+
+
+def point_predictions(task: SemanticSegmentation, frame: Frame, device: torch.device) -> Tensor:
+    """Predicted class of the points of one frame, (N,) on the CPU."""
+    task.to(device).eval()
+    return task.predict(collate([bare(frame)]).to(device)).cpu()
+
+
+def bare(frame: Frame) -> Frame:
+    """The frame without cameras, whose images may differ in size."""
+    return Frame(frame.id, frame.points, frame.intensity, semantic=frame.semantic)
+
+
+def query_point(frame: Frame, classes: ClassTable) -> tuple[int, str]:
+    """A point worth asking about: on a car where labels say so, else about 10 m away.
+
+    Points that fall into an image are preferred.
+    """
+    distance = frame.points[:, :2].norm(dim=1)
+    seen = torch.zeros(len(frame), dtype=torch.bool)
+    if frame.matches is not None:
+        seen[frame.matches.point] = True
+    for name in QUERY_CLASSES:
+        if frame.semantic is None or name not in classes.names:
+            continue
+        chosen = frame.semantic == classes.names.index(name)
+        for mask in (chosen & seen, chosen):
+            if int(mask.sum()) >= 20:
+                rows = torch.nonzero(mask)[:, 0]
+                return int(rows[distance[rows].argsort()[len(rows) // 2]]), f"on a {name}"
+    rows = torch.nonzero(seen)[:, 0] if bool(seen.any()) else torch.arange(len(frame))
+    return int(rows[(distance[rows] - 10).abs().argmin()]), "about 10 m away"
+
+
+def _camera_of(frame: Frame, query: int) -> tuple[Array | None, ...]:
+    """Image, point, row and col of the camera that sees the queried point, or Nones."""
+    if frame.matches is None:
+        return (None, None, None, None)
+    hits = frame.matches.image[frame.matches.point == query]
+    number = int(hits[0]) if len(hits) else 0
+    pairs, image = frame.matches[frame.matches.image == number], frame.cameras[number].image
+    assert image is not None
+    return image.numpy(), pairs.point.numpy(), pairs.row.numpy(), pairs.col.numpy()
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name.lower())

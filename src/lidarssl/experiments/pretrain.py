@@ -1,0 +1,198 @@
+"""`lidarssl pretrain`: from a recipe to a student, a log and a report."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lidarssl import checkpoints
+from lidarssl.distributed import rank
+from lidarssl.experiments.pictures import PictureBook, picture_frame, point_features
+from lidarssl.experiments.record import STUDENT_FILE, Recorder, architecture
+from lidarssl.frame import Batch
+from lidarssl.methods.base import Method
+from lidarssl.methods.slidr import Slidr
+from lidarssl.recipes.schema import LoadedRecipe, PretrainRecipe
+from lidarssl.report.build import build_report
+from lidarssl.report.schema import Results
+from lidarssl.training.fit import choose_device, fit
+from lidarssl.training.learner import step_generator
+from lidarssl.training.loading import (
+    EpochBatches,
+    FrameSource,
+    Prepare,
+    check_needs,
+    good_batch,
+    training_loader,
+)
+
+
+def pretrain_recipe(
+    loaded: LoadedRecipe, run: Path, resume: bool, progress: bool, command: str
+) -> Path:
+    """Run a pretraining recipe.
+
+    Returns:
+        The report; beside it ``student.safetensors``.
+    """
+    recipe: PretrainRecipe = loaded.recipe
+    recorder = Recorder(
+        run, recipe.about.title or run.name, command, recipe.training.seed, loaded.resolved
+    )
+    with recorder.stage("pretrain", f"{type(recipe.method).__name__} on unlabelled frames"):
+        train_student(recipe, loaded.resolved, run, resume, progress)
+    if rank() == 0:
+        book = PictureBook(run)
+        add_pretraining_pictures(recipe, book)
+        Results("nothing yet: pretraining alone", pictures=tuple(book.records)).save(run)
+        recorder.save()
+    return build_report(run) if rank() == 0 else run / "report.html"
+
+
+def train_student(
+    recipe: PretrainRecipe,
+    resolved: str,
+    run: Path,
+    resume: bool = False,
+    progress: bool = True,
+    stage: str | None = None,
+    append_metrics: bool = False,
+) -> Path:
+    """Train the method and save its student with a card.
+
+    Returns:
+        The weights file.
+    """
+    method, dataset, training = recipe.method, recipe.dataset, recipe.training
+    check_needs(method.needs, dataset, recipe.train_split, type(method).__name__)
+    name = type(method).__name__.lower()
+    result = fit(
+        method, dataset, dataset.frames(recipe.train_split), method.needs,
+        method.transforms(training=True), training, run, stage or f"pretrain/{name}",
+        prepare=_prepare(method), resume=resume, progress=progress, append_metrics=append_metrics,
+    )  # fmt: skip
+    if result.interrupted:
+        raise KeyboardInterrupt
+    card = checkpoints.Card(
+        architecture(method.student, resolved, "method", "backbone"),
+        recipe=name,
+        data=(f"{dataset.name}/{recipe.train_split}",),
+        step=result.steps,
+    )
+    if rank() == 0:
+        checkpoints.save(run / STUDENT_FILE, method.student, card)
+    return run / STUDENT_FILE
+
+
+def add_pretraining_pictures(
+    recipe: PretrainRecipe, book: PictureBook, features: bool = True
+) -> None:
+    """Input with matches, superpixels, and features of the student on a held-out frame."""
+    method, dataset = recipe.method, recipe.dataset
+    held_out = recipe.val_split if dataset.frames(recipe.val_split) else recipe.train_split
+    first = dataset.frames(held_out)[0]
+    frame = picture_frame(dataset, first, held_out)
+    book.add_input(frame)
+    if isinstance(method, Slidr) and frame.cameras:
+        marked = method.superpixels(frame, np.random.default_rng(0))
+        superpixels = marked.cameras[0].superpixels
+        assert superpixels is not None
+        book.add_superpixels(frame, superpixels)
+    if features:
+        rows = point_features(method.student, frame, torch.device("cpu"))
+        book.add_features(
+            frame, rows, dataset.classes, "pretrained", "Kinds of objects should share a colour."
+        )
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What one step costs.
+
+    Attributes:
+        lines: shapes of the batch and of the features.
+        seconds: median time of a step after the first.
+        steps: of the whole run.
+        memory: bytes, peak of the process or the device.
+    """
+
+    lines: tuple[str, ...]
+    seconds: float
+    steps: int
+    memory: int
+    where: str
+
+    def __str__(self) -> str:
+        hours = self.seconds * self.steps / 3600
+        return "\n".join(
+            [
+                *self.lines,
+                f"step        {self.seconds:.3f} s",
+                f"memory      {self.memory / 1024**3:.2f} GiB peak on {self.where}",
+                f"whole run   {self.steps} steps, about {_duration(hours)} "
+                "(one process, loading included)",
+            ]
+        )
+
+
+def dry_run(loaded: LoadedRecipe, repeats: int = 3) -> DryRun:
+    """A few steps of a pretraining recipe, thrown away: shapes, memory and a time estimate."""
+    recipe: PretrainRecipe = loaded.recipe
+    method, dataset, training = recipe.method, recipe.dataset, recipe.training
+    check_needs(method.needs, dataset, recipe.train_split, type(method).__name__)
+    ids = dataset.frames(recipe.train_split)
+    device = choose_device(training.accelerator)
+    source = FrameSource(dataset, ids, method.needs, method.transforms(True), training.seed)
+    batches = EpochBatches(len(ids), training.batch_size, repeats, training.seed)
+    method.to(device).train()
+    seconds: list[float] = []
+    lines: tuple[str, ...] = ()
+    start = time.monotonic()
+    for step, found in enumerate(
+        training_loader(source, batches, training.workers, _prepare(method))
+    ):
+        batch = good_batch(found).to(device)
+        output = method.training_step(batch, step_generator(training.seed, step))
+        output.loss.backward()
+        method.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        lines = (*_shapes(batch, method), f"loss        {float(output.loss):.4f}")
+        seconds.append(time.monotonic() - start)
+        start = time.monotonic()
+    typical = sorted(seconds[1:])[len(seconds[1:]) // 2] if len(seconds) > 1 else seconds[0]
+    return DryRun(lines, typical, training.total_steps(len(ids)), _memory(device), str(device))
+
+
+def _prepare(method: Method) -> Prepare:
+    return method.student.prepare
+
+
+def _shapes(batch: Batch, method: Method) -> tuple[str, ...]:
+    trainable = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    rows: list[tuple[str, Tensor | None]] = [
+        ("points", batch.points.points),
+        ("images", batch.images),
+        ("superpixels", batch.superpixels),
+        ("matches", None if batch.matches is None else batch.matches.point),
+    ]
+    shapes = [f"{name:<11} {tuple(value.shape)}" for name, value in rows if value is not None]
+    return (f"frames      {batch.points.batch_size}", *shapes, f"parameters  {trainable:,} trained")
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"

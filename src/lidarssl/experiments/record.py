@@ -1,0 +1,118 @@
+"""What every run folder records, and how weights get in and out of it."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from lidarssl import __version__, checkpoints
+from lidarssl.backbones.base import Backbone
+from lidarssl.checkpoints.reference import read_reference
+from lidarssl.experiments.doctor import device_name, versions
+from lidarssl.report.schema import RunRecord, Stage
+
+RECIPE_FILE = "recipe.yaml"
+STUDENT_FILE = "student.safetensors"
+
+# Constructor arguments that change neither the weights nor what they mean.
+FREE_ARGUMENTS = ("checkpointing", "bn_momentum", "block_bn_momentum", "head_channels", "normalize")
+
+
+@dataclass
+class Recorder:
+    """Times the stages of a run and writes ``run.json`` and ``recipe.yaml``.
+
+    Args:
+        run: the run folder.
+        title: one line for the reader.
+        command: what repeats the run.
+        seed: of the run.
+        recipe: resolved YAML.
+    """
+
+    run: Path
+    title: str
+    command: str
+    seed: int
+    recipe: str
+    notes: list[str] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.run.mkdir(parents=True, exist_ok=True)
+        (self.run / RECIPE_FILE).write_text(self.recipe)
+        self.save()
+
+    @contextmanager
+    def stage(self, name: str, description: str) -> Iterator[None]:
+        """Time a stage; ``run.json`` is up to date after it."""
+        start = time.monotonic()
+        yield
+        self.stages.append(Stage(name, time.monotonic() - start, description))
+        self.save()
+
+    def save(self) -> None:
+        RunRecord(
+            name=self.run.name,
+            title=self.title,
+            command=self.command,
+            created=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            version=__version__,
+            versions=versions(),
+            seed=self.seed,
+            recipe=self.recipe,
+            device=device_name(),
+            wall_seconds=time.monotonic() - self.started,
+            notes=tuple(self.notes),
+            stages=tuple(self.stages),
+        ).save(self.run)
+
+
+def architecture(module: nn.Module, resolved: str, *keys: str) -> checkpoints.Architecture:
+    """The class of a module and the arguments that a resolved recipe built it with.
+
+    Args:
+        resolved: YAML.
+        keys: where the module stands in it, e.g. ``"method", "backbone"``.
+    """
+    node: Any = yaml.safe_load(resolved)
+    for key in keys:
+        node = node.get("init_args", node)[key]
+    path = f"{type(module).__module__}.{type(module).__qualname__}"
+    return checkpoints.Architecture(path, node.get("init_args", {}))
+
+
+def load_backbone(backbone: Backbone, path: Path, wanted: checkpoints.Architecture) -> str:
+    """Put pretrained weights into a backbone: a lidarssl student, or a reference checkpoint.
+
+    Returns:
+        The name of the method that made the weights, as far as the file tells.
+
+    Raises:
+        ConfigError: the checkpoint is of another architecture.
+        DataError: not a checkpoint.
+    """
+    if path.is_dir() and (path / STUDENT_FILE).is_file():
+        path = path / STUDENT_FILE
+    if path.suffix == ".safetensors":
+        loaded = checkpoints.load(path)
+        wanted.check_same(loaded.card.architecture, ignore=FREE_ARGUMENTS)
+        checkpoints.load_into(backbone, loaded, drop=("final.",))
+        return loaded.card.recipe or path.stem
+    reference = read_reference(path)
+    arguments = wanted.init_args
+    reference.check_config(
+        voxel_size=arguments.get("voxel_size"),
+        cylindrical_coordinates=arguments.get("rule") == "slidr_cylindrical",
+    )
+    checkpoints.load_into(backbone, reference.state, drop=("final.", "final_class_level."))
+    return path.stem

@@ -1,0 +1,133 @@
+"""Crop, resize and mirror a camera: image, superpixels, labels and intrinsics together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lidarssl.datasets.image_files import resize_intrinsics
+from lidarssl.errors import ConfigError, DataError
+from lidarssl.frame import Camera, Frame
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A rectangle of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @classmethod
+    def whole(cls, size: tuple[int, int]) -> Crop:
+        """All of an image of ``size`` (height, width)."""
+        return cls(0, 0, *size)
+
+
+def image_of(camera: Camera) -> Tensor:
+    """The image of a camera, (3, H, W).
+
+    Raises:
+        DataError: the camera was loaded without it.
+    """
+    if camera.image is None:
+        raise DataError(
+            f"camera {camera.name} ({camera.token}) has no image",
+            field="image",
+            remedy="load the frame with Field.IMAGES",
+        )
+    return camera.image
+
+
+def image_size(camera: Camera) -> tuple[int, int]:
+    """(height, width) of a camera's image; raises as ``image_of``."""
+    height, width = image_of(camera).shape[-2:]
+    return height, width
+
+
+def resize_bilinear(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
+    """(3, H, W) uint8, or float32 in [0, 1], -> (3, *size) float32 in [0, 1]."""
+    values = image.float() / 255 if image.dtype == torch.uint8 else image
+    return F.interpolate(values[None], size, mode="bilinear", antialias=antialias)[0]
+
+
+def resize_nearest(ids: Tensor, size: tuple[int, int]) -> Tensor:
+    """Ids (H, W) -> (*size), each pixel taking the id at floor(pixel * ratio)."""
+    return ids[_nearest(ids.shape[0], size[0])][:, _nearest(ids.shape[1], size[1])]
+
+
+def _nearest(before: int, after: int) -> Tensor:
+    positions = torch.arange(before, dtype=torch.float64)[None, None]
+    return F.interpolate(positions, after, mode="nearest")[0, 0].to(torch.int64)
+
+
+def crop_camera(
+    camera: Camera, crop: Crop, size: tuple[int, int], antialias: bool = False
+) -> Camera:
+    """A rectangle of a camera's image, brought to ``size`` (height, width)."""
+    rows = slice(crop.top, crop.top + crop.height)
+    cols = slice(crop.left, crop.left + crop.width)
+
+    def nearest(ids: Tensor | None) -> Tensor | None:
+        return None if ids is None else resize_nearest(ids[rows, cols], size)
+
+    intrinsics = camera.intrinsics.double().clone()
+    intrinsics[0, 2] -= crop.left
+    intrinsics[1, 2] -= crop.top
+    return replace(
+        camera,
+        image=resize_bilinear(image_of(camera)[:, rows, cols], size, antialias),
+        superpixels=nearest(camera.superpixels),
+        labels=nearest(camera.labels),
+        intrinsics=resize_intrinsics(intrinsics, (crop.height, crop.width), size),
+    )
+
+
+def flip_camera(camera: Camera) -> Camera:
+    """A camera mirrored left to right: column c becomes W - 1 - c."""
+    width = image_size(camera)[1]
+    mirror = torch.tensor([[-1.0, 0, width - 1], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
+
+    def flipped(ids: Tensor | None) -> Tensor | None:
+        return None if ids is None else ids.flip(-1)
+
+    return replace(
+        camera,
+        image=flipped(camera.image),
+        superpixels=flipped(camera.superpixels),
+        labels=flipped(camera.labels),
+        intrinsics=mirror @ camera.intrinsics.double(),
+    )
+
+
+class ResizeImages:
+    """Bring every image to one size; superpixels and labels by nearest, intrinsics with it.
+
+    For frames without matches: ``transforms.paired.ResizeWhole`` takes matches along.
+
+    Args:
+        height, width: pixels.
+        antialias: smooth before reducing; the published methods do not.
+    """
+
+    def __init__(self, height: int, width: int, antialias: bool = False) -> None:
+        if height < 1 or width < 1:
+            raise ConfigError(f"{height} x {width} is not an image size", field="height, width")
+        self.size, self.antialias = (height, width), antialias
+
+    def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
+        if frame.matches is not None:
+            raise ConfigError(
+                "ResizeImages would leave the matches behind",
+                remedy="put it before MatchPixels, or use ResizeWhole",
+            )
+        cameras = (
+            crop_camera(camera, Crop.whole(image_size(camera)), self.size, self.antialias)
+            for camera in frame.cameras
+        )
+        return replace(frame, cameras=tuple(cameras))

@@ -1,0 +1,127 @@
+"""Transforms of the points of a frame.
+
+A change of the lidar frame (rotation, mirroring, scaling) also changes ``camera_from_lidar``,
+``pose`` and ``boxes``, so that transformed points still project onto the pixels they were seen
+at. After a mirroring or scaling those matrices are no longer rigid.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lidarssl.errors import ConfigError
+from lidarssl.frame import Frame
+from lidarssl.geometry.boxes import transform_boxes
+from lidarssl.geometry.poses import rotation_about_z
+
+
+def change_lidar_frame(frame: Frame, linear: Tensor) -> Frame:
+    """The frame with every point p moved to ``linear`` p.
+
+    Args:
+        frame: see there.
+        linear: (3, 3), as ``transform_boxes`` allows when the frame has boxes.
+    """
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, :3] = linear
+    inverse = torch.linalg.inv(matrix)
+    return replace(
+        frame,
+        points=(frame.points.double() @ matrix[:3, :3].T).to(frame.points.dtype),
+        cameras=tuple(
+            replace(camera, camera_from_lidar=camera.camera_from_lidar.double() @ inverse)
+            for camera in frame.cameras
+        ),
+        pose=None if frame.pose is None else frame.pose.double() @ inverse,
+        boxes=None if frame.boxes is None else transform_boxes(frame.boxes, matrix),
+    )
+
+
+class RotateZ:
+    """Turn about the vertical by an angle uniform in [low, high) rad."""
+
+    def __init__(self, low: float = 0.0, high: float = 2 * math.pi) -> None:
+        _check_range(low, high, "angle")
+        self.low, self.high = low, high
+
+    def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
+        return change_lidar_frame(frame, rotation_about_z(rng.uniform(self.low, self.high)))
+
+
+class FlipAxes:
+    """x -> -x and, independently, y -> -y, each with probability ``probability``."""
+
+    def __init__(self, probability: float = 0.5) -> None:
+        self.probability = probability
+
+    def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
+        flip_x, flip_y = rng.random(2) < self.probability
+        signs = torch.tensor([-1.0 if flip_x else 1.0, -1.0 if flip_y else 1.0, 1.0])
+        return change_lidar_frame(frame, torch.diag(signs))
+
+
+class ScalePoints:
+    """Scale all axes by one factor uniform in [low, high)."""
+
+    def __init__(self, low: float = 0.95, high: float = 1.05) -> None:
+        _check_range(low, high, "scale")
+        if low <= 0:
+            raise ConfigError(f"scale {low} is not positive", field="low")
+        self.low, self.high = low, high
+
+    def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
+        factor = rng.uniform(self.low, self.high)
+        return change_lidar_frame(frame, torch.eye(3, dtype=torch.float64) * factor)
+
+
+class CropRange:
+    """Keep the points of a ring: min_radius <= sqrt(x^2 + y^2) <= max_radius and z likewise.
+
+    Args:
+        min_radius, max_radius: m, horizontal distance.
+        min_z, max_z: m.
+    """
+
+    def __init__(
+        self,
+        min_radius: float = 0.0,
+        max_radius: float = math.inf,
+        min_z: float = -math.inf,
+        max_z: float = math.inf,
+    ) -> None:
+        _check_range(min_radius, max_radius, "radius")
+        _check_range(min_z, max_z, "z")
+        self.min_radius, self.max_radius = min_radius, max_radius
+        self.min_z, self.max_z = min_z, max_z
+
+    def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
+        radius = frame.points[:, :2].norm(dim=1)
+        z = frame.points[:, 2]
+        inside = (radius >= self.min_radius) & (radius <= self.max_radius)
+        return frame.select(inside & (z >= self.min_z) & (z <= self.max_z))
+
+
+class LimitPoints:
+    """Keep at most ``count`` points, drawn without replacement, in their order."""
+
+    def __init__(self, count: int) -> None:
+        if count < 1:
+            raise ConfigError(f"cannot keep {count} points", field="count")
+        self.count = count
+
+    def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
+        if len(frame) <= self.count:
+            return frame
+        kept = torch.zeros(len(frame), dtype=torch.bool)
+        kept[torch.from_numpy(rng.choice(len(frame), self.count, replace=False))] = True
+        return frame.select(kept)
+
+
+def _check_range(low: float, high: float, name: str) -> None:
+    if not low <= high:
+        raise ConfigError(f"{name} range [{low}, {high}] is empty", field=name)

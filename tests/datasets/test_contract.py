@@ -1,0 +1,196 @@
+"""Every dataset of the library keeps the contract of ``Dataset``."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import pickle
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import lidarssl.datasets
+from dataset_files import write_folder, write_nuscenes, write_semantic_kitti
+from lidarssl.datasets.base import Dataset
+from lidarssl.datasets.folder import Folder
+from lidarssl.datasets.nuscenes import NuScenes
+from lidarssl.datasets.semantic_kitti import SemanticKitti
+from lidarssl.errors import ConfigError, DataError
+from lidarssl.frame import Field, Frame, FrameId
+
+
+def _synthetic(root: Path) -> Dataset:
+    pytest.importorskip("trimesh")
+    pytest.importorskip("embreex")
+    synthetic = importlib.import_module("lidarssl.datasets.synthetic")
+    config = importlib.import_module("lidarssl.datasets.world.config")
+    world = config.WorldConfig(
+        cameras=config.camera_rig(2, 32, 64),
+        splits=(config.SplitConfig("train", 2, 2), config.SplitConfig("val", 1, 2)),
+    )
+    return synthetic.Synthetic.generate(root, world, workers=1, progress=False)
+
+
+FIXTURES: dict[str, Callable[[Path], Dataset]] = {
+    "SemanticKitti": lambda root: SemanticKitti(write_semantic_kitti(root)),
+    "NuScenes": lambda root: NuScenes(write_nuscenes(root), cameras=("CAM_BACK", "CAM_FRONT")),
+    "Folder": lambda root: Folder(write_folder(root)),
+    "Synthetic": _synthetic,
+}
+
+
+def _all_datasets() -> set[str]:
+    names = set()
+    for module in pkgutil.iter_modules(lidarssl.datasets.__path__):
+        content = vars(importlib.import_module(f"lidarssl.datasets.{module.name}"))
+        names |= {
+            value.__name__
+            for value in content.values()
+            if isinstance(value, type) and issubclass(value, Dataset) and value is not Dataset
+        }
+    return names
+
+
+def test_every_dataset_has_a_fixture() -> None:
+    assert _all_datasets() == set(FIXTURES)
+
+
+@pytest.fixture(scope="module", params=sorted(FIXTURES))
+def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return FIXTURES[request.param](tmp_path_factory.mktemp(request.param))
+
+
+def test_classes_and_colours_agree(dataset: Dataset) -> None:
+    names, colors = dataset.classes.names, dataset.classes.colors
+    assert len(names) == len(colors) == len(set(names)) >= 2
+    assert all(0 <= part <= 255 for color in colors for part in color)
+    assert not set(dataset.box_classes) - set(names)
+
+
+def test_frames_are_unique_deterministic_and_named_after_the_dataset(dataset: Dataset) -> None:
+    assert {"train", "val"} <= set(dataset.splits)
+    for split in ("train", "val"):
+        ids = dataset.frames(split)
+        assert ids == dataset.frames(split)
+        assert len(set(ids)) == len(ids) > 0
+        assert {frame.dataset for frame in ids} == {dataset.name}
+        assert not any("/" in frame.sequence + frame.token for frame in ids)
+        assert dataset.sequences(split) == list(dict.fromkeys(frame.sequence for frame in ids))
+    assert not set(dataset.frames("train")) & set(dataset.frames("val"))
+
+
+def test_fractions_are_subsets_in_order(dataset: Dataset) -> None:
+    ids = dataset.frames("train")
+    assert dataset.label_fraction("train", 1) == ids
+    half = dataset.label_fraction("train", 2)
+    assert 0 < len(half) < len(ids)
+    assert half == [frame for frame in ids if frame in set(half)]
+
+
+def test_unknown_split_names_the_closest(dataset: Dataset) -> None:
+    with pytest.raises(ConfigError, match="train"):
+        dataset.frames("trian")
+
+
+def test_unknown_frames_are_refused(dataset: Dataset) -> None:
+    good = dataset.frames("train")[0]
+    for bad in (
+        FrameId(dataset.name, good.sequence, "../../etc/passwd"),
+        FrameId(dataset.name, "..", good.token),
+        FrameId("another", good.sequence, good.token),
+    ):
+        with pytest.raises(DataError):
+            dataset.load(bad)
+
+
+def _carried(frame: Frame) -> Field:
+    fields = Field.NONE
+    for field, there in {
+        Field.IMAGES: any(camera.image is not None for camera in frame.cameras),
+        Field.IMAGE_LABELS: any(camera.labels is not None for camera in frame.cameras),
+        Field.SEMANTIC: frame.semantic is not None,
+        Field.INSTANCE: frame.instance is not None,
+        Field.BOXES: frame.boxes is not None,
+        Field.POSE: frame.pose is not None,
+    }.items():
+        fields |= field if there else Field.NONE
+    return fields
+
+
+def test_load_carries_what_is_asked_for_and_nothing_else(dataset: Dataset) -> None:
+    frame_id = dataset.frames("train")[0]
+    provided = dataset.provides("train")
+    assert _carried(dataset.load(frame_id)) == provided
+    assert _carried(dataset.load(frame_id, Field.NONE)) == Field.NONE
+    for field in provided:
+        assert _carried(dataset.load(frame_id, field)) == field
+
+
+def test_types_and_shapes(dataset: Dataset) -> None:
+    frame = dataset.load(dataset.frames("train")[0])
+    count = len(frame)
+    assert count > 0
+    assert frame.points.shape == (count, 3)
+    assert frame.points.dtype == frame.intensity.dtype == torch.float32
+    for column in (frame.ring, frame.semantic, frame.instance):
+        assert column is None or (column.shape == (count,) and column.dtype == torch.int64)
+    if frame.semantic is not None:
+        assert 0 <= frame.semantic.min() <= frame.semantic.max() < len(dataset.classes)
+    if frame.pose is not None:
+        _assert_rigid(frame.pose)
+    for camera in frame.cameras:
+        assert camera.image is not None
+        assert camera.image.dtype == torch.uint8
+        assert camera.image.shape[0] == 3
+        assert camera.intrinsics.shape == (3, 3)
+        assert camera.intrinsics.dtype == torch.float64
+        _assert_rigid(camera.camera_from_lidar)
+    if frame.boxes is not None:
+        boxes = frame.boxes
+        assert boxes.center.shape == boxes.size.shape == (len(boxes.yaw), 3)
+        assert boxes.center.dtype == boxes.size.dtype == boxes.yaw.dtype == torch.float32
+        assert boxes.label.dtype == torch.int64
+
+
+def _assert_rigid(pose: torch.Tensor) -> None:
+    assert pose.dtype == torch.float64
+    rotation = pose[:3, :3]
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(3).double(), atol=1e-5, rtol=0)
+    assert pose[3].tolist() == [0, 0, 0, 1]
+
+
+def test_camera_tokens_are_unique_within_the_dataset(dataset: Dataset) -> None:
+    ids = [frame for split in ("train", "val") for frame in dataset.frames(split)]
+    tokens = [camera.token for frame in ids for camera in dataset.load(frame, Field.IMAGES).cameras]
+    assert len(set(tokens)) == len(tokens) > 0
+    assert not any("/" in token for token in tokens)
+
+
+def test_changing_a_frame_does_not_change_the_next_load(dataset: Dataset) -> None:
+    frame_id = dataset.frames("train")[0]
+    first = dataset.load(frame_id)
+    before = copy.deepcopy(first)
+    for tensor in _tensors(first):
+        tensor.zero_()
+    again = dataset.load(frame_id)
+    for old, new in zip(_tensors(before), _tensors(again), strict=True):
+        assert torch.equal(old, new)
+
+
+def _tensors(frame: Frame) -> list[torch.Tensor]:
+    holders = [frame, *frame.cameras, *([] if frame.boxes is None else [frame.boxes])]
+    return [
+        value
+        for holder in holders
+        for value in vars(holder).values()
+        if isinstance(value, torch.Tensor)
+    ]
+
+
+def test_datasets_travel_to_worker_processes(dataset: Dataset) -> None:
+    frame_id = dataset.frames("train")[0]
+    copied = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(copied.load(frame_id).points, dataset.load(frame_id).points)

@@ -1,0 +1,82 @@
+"""``check`` finds what training would stumble over; ``stats`` agrees with numbers made plainly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset_files import CALIB, scene_points, write, write_semantic_kitti
+from lidarssl.datasets.inspect import check, stats
+from lidarssl.datasets.semantic_kitti import SemanticKitti
+from lidarssl.errors import ConfigError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_semantic_kitti(tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_good_split_passes(root: Path, workers: int) -> None:
+    report = check(SemanticKitti(root), "train", workers=workers, progress=False)
+    assert report.ok
+    assert (report.frames, report.checked, report.sequences) == (5, 5, 2)
+    assert report.provides == ["images", "semantic", "instance", "pose"]
+    assert report.pairs["image_2"] > 0
+    assert json.loads(report.to_json())["ok"] is True
+    assert "5 checked, 0 bad" in str(report)
+
+
+def test_every_bad_frame_is_listed_with_its_file(root: Path) -> None:
+    folder = root / "dataset" / "sequences" / "00"
+    bad_scan = write(folder / "velodyne" / "000001.bin", bytes(7))
+    write(folder / "image_2" / "000002.png", b"no image")
+    report = check(SemanticKitti(root), "train", progress=False)
+    assert not report.ok
+    assert [problem.frame for problem in report.problems] == [
+        "semantic_kitti/00/000001",
+        "semantic_kitti/00/000002",
+    ]
+    assert str(bad_scan) in report.problems[0].message
+    assert "does not decode" in str(report)
+
+
+def test_a_blind_camera_is_a_problem(root: Path) -> None:
+    """A calibration that looks straight down sees no point."""
+    down = "Tr: 0 -1 0 0 -1 0 0 0 0 0 -1 -30\n"
+    write(root / "dataset/sequences/00/calib.txt", CALIB.split("Tr:")[0] + down)
+    report = check(SemanticKitti(root), "train", progress=False)
+    assert len(report.problems) == 3
+    assert "no lidar point falls into image_2" in report.problems[0].message
+
+
+def test_limit_spreads_over_the_split(root: Path) -> None:
+    assert check(SemanticKitti(root), "train", limit=2, progress=False).checked == 2
+    assert stats(SemanticKitti(root), "train", limit=99, progress=False).frames == 5
+    with pytest.raises(ConfigError, match="limit is 0"):
+        check(SemanticKitti(root), "train", limit=0, progress=False)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_numbers_are_those_of_all_points_at_once(root: Path, workers: int) -> None:
+    report = stats(SemanticKitti(root), "train", workers=workers, progress=False)
+    points = np.concatenate([scene_points(seed, 4) for seed in (0, 1, 2, 0, 1)]).astype(np.float64)
+    assert report.points == len(points) == 250
+    assert report.intensity.mean == pytest.approx(points[:, 3].mean(), rel=1e-9)
+    assert report.intensity.std == pytest.approx(points[:, 3].std(), rel=1e-9)
+    assert report.intensity.minimum == points[:, 3].min()
+    assert report.intensity.maximum == points[:, 3].max()
+    distance = np.linalg.norm(points[:, :3], axis=1)
+    for percent, value in report.range_percentiles.items():
+        exact = np.percentile(distance, int(percent), method="inverted_cdf")
+        assert exact == pytest.approx(value, abs=0.1)
+    assert report.class_points["car"] == 150
+    assert report.class_points["road"] == 100
+    assert report.image_sizes == {"image_2 48x36": 5}
+    assert report.matched_fraction is not None
+    assert 0 < report.matched_fraction < 0.5
+    assert json.loads(report.to_json())["points"] == 250
+    assert "250" in str(report)

@@ -1,0 +1,229 @@
+"""Valid files of every format the datasets read, and ways to damage them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dataset_files import (
+    CALIB,
+    IDENTITY,
+    image_bytes,
+    npy_bytes,
+    panoptic_bytes,
+    pcd_bytes,
+    ply_bytes,
+    scene_points,
+)
+from lidarssl.datasets import nuscenes_tables as tables
+from lidarssl.datasets.files import iterate_json_rows, parse_json
+from lidarssl.datasets.folder_files import parse_calibration as parse_folder_calibration
+from lidarssl.datasets.folder_files import parse_classes, parse_splits
+from lidarssl.datasets.image_files import parse_image
+from lidarssl.datasets.kitti_files import parse_calibration, parse_poses
+from lidarssl.datasets.nuscenes import parse_panoptic
+from lidarssl.datasets.pcd import parse_pcd
+from lidarssl.datasets.ply import parse_ply
+from lidarssl.datasets.point_files import (
+    KITTI_COLUMNS,
+    NUSCENES_COLUMNS,
+    Columns,
+    make_cloud,
+    map_labels,
+    parse_bin,
+    parse_labels,
+    parse_npy,
+)
+from lidarssl.errors import DataError
+
+PATH = Path("damaged")
+# A kind of damage, where (a share of the length), and how (any integer).
+Edit = tuple[int, float, int]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parser with valid files to start from."""
+
+    name: str
+    seeds: tuple[bytes, ...]
+    parse: Callable[[bytes], None]
+
+
+def survives(target: Target, data: bytes) -> bool:
+    """Whether the parser accepts ``data``; any exception but ``DataError`` passes through."""
+    try:
+        target.parse(data)
+    except DataError as error:
+        if str(PATH) not in str(error):
+            raise AssertionError("the error does not name the file") from error
+        return False
+    return True
+
+
+_TOKENS = (
+    b"nan", b"inf", b"-1", b"1e999", b"99999999999999999999999", b"0", b"null", b"true", b"[]",
+    b"{}", b'"x"', b'"../../etc/passwd"', b"\xff\xfe", b"2147483648", b"1e308", b"", b"\n",
+    b"[" * 3000,
+)  # fmt: skip
+_NUMBER = re.compile(rb"-?[0-9]+(?:\.[0-9]+)?")
+
+
+def damage(data: bytes, edits: Sequence[Edit]) -> bytes:
+    """``data`` after the edits, one after the other."""
+    for kind, share, number in edits:
+        at = int(share * len(data))
+        size = 1 + number % 64
+        operation = kind % 7
+        if operation == 0:
+            data = data[:at] + bytes([number % 256]) + data[at + 1 :]
+        elif operation == 1:
+            data = data[:at] + data[at + size :]
+        elif operation == 2:
+            data = data[:at] + data[at : at + size] * 2 + data[at + size :]
+        elif operation == 3:
+            data = data[:at]
+        elif operation == 4:
+            data = data[:at] + _TOKENS[number % len(_TOKENS)] + data[at:]
+        elif operation == 5:
+            data = (
+                data[:at] + bytes([data[at] ^ (1 << number % 8)]) + data[at + 1 :] if data else b""
+            )
+        else:
+            found = _NUMBER.search(data, at)
+            if found is not None:
+                data = data[: found.start()] + _TOKENS[number % len(_TOKENS)] + data[found.end() :]
+    return data
+
+
+def _cloud(columns: Columns) -> None:
+    for drop in (False, True):
+        cloud = make_cloud(columns, PATH, drop_invalid=drop)
+        assert len(cloud.points) == len(cloud.intensity) > 0
+        assert bool(torch.isfinite(cloud.points).all())
+        assert bool(torch.isfinite(cloud.intensity).all())
+
+
+def _labels(data: bytes) -> None:
+    raw = parse_labels(data, PATH, "<u4", 50)
+    lookup = np.full(100, -1)
+    lookup[:60] = 3
+    assert map_labels(raw & 0xFFFF, lookup, PATH).shape == (50,)
+
+
+def _image(data: bytes) -> None:
+    for scale in (1.0, 0.4):
+        image, _ = parse_image(data, PATH, scale)
+        assert image.dtype == torch.uint8
+        assert image.shape[0] == 3
+
+
+def _kitti(data: bytes) -> None:
+    calibration = parse_calibration(data, PATH)
+    intrinsics, camera_from_lidar = calibration.camera("P2", PATH)
+    assert bool(torch.isfinite(intrinsics).all() & torch.isfinite(camera_from_lidar).all())
+
+
+def _table(kind: type[tables.TableRow]) -> Callable[[bytes], None]:
+    def parse(data: bytes) -> None:
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+        chunks = (text[first : first + 97] for first in range(0, len(text), 97))
+        rows = [tables.parse_row(row, kind, PATH) for row in iterate_json_rows(chunks, PATH)]
+        assert all(isinstance(row, kind) for row in rows)
+
+    return parse
+
+
+_ROWS: tuple[tables.TableRow, ...] = (
+    tables.Scene("a", "b", 2, "c", "d", "scene-0001", "rain, night"),
+    tables.Sample("a", 1532402927647951, "", "b", "c"),
+    tables.SampleData("a", "b", "c", "d", 1, "jpg", True, 900, 1600, "samples/CAM/a.jpg"),
+    tables.EgoPose("a", 1, (0.6, 0.0, 0.0, 0.8), (411.3, 1180.9, 0.0)),
+    tables.CalibratedSensor(
+        "a", "b", (0.9, 0.0, 1.8), (1.0, 0.0, 0.0, 0.0),
+        ((1266.0, 0.0, 816.0), (0.0, 1266.0, 491.0), (0.0, 0.0, 1.0)),
+    ),
+    tables.Category("a", "vehicle.car", "", 17),
+    tables.SampleAnnotation(
+        "a", "b", "c", "4", ("d",), (1.0, 2.0, 3.0), (1.9, 4.5, 1.6), (1.0, 0.0, 0.0, 0.0)
+    ),
+)  # fmt: skip
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+def targets() -> list[Target]:
+    table = scene_points(0, 5)
+    calibration = {
+        "cameras": {
+            "front": {
+                "intrinsics": [[40, 0, 24], [0, 40, 18], [0, 0, 1]],
+                "camera_from_lidar": [[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]],
+            }
+        }
+    }
+    classes = {"names": ["ignored", "car"], "colors": [[0, 0, 0], [9, 9, 9]], "map": {"10": "car"}}
+    splits = {"train": ["monday"], "val": ["tuesday"]}
+    pcd = tuple(pcd_bytes(table, name) for name in ("ascii", "binary", "binary_compressed"))
+    ply = tuple(
+        ply_bytes(table, name) for name in ("ascii", "binary_little_endian", "binary_big_endian")
+    )
+    images = tuple(image_bytes(1, kind) for kind in ("PNG", "JPEG", "WEBP", "BMP"))
+    rows = [
+        Target(f"nuscenes {row.table}.json", (_json([asdict(row)] * 3),), _table(type(row)))  # type: ignore[call-overload]
+        for row in _ROWS
+    ]
+    return [
+        Target("bin", (table.tobytes(),), lambda d: _cloud(parse_bin(d, PATH, NUSCENES_COLUMNS))),
+        Target("label", (np.full(50, 7, "<u4").tobytes(),), _labels),
+        Target(
+            "npy",
+            (npy_bytes(table[:, :4]), npy_bytes(np.asfortranarray(table[:, :4].astype(">f8")))),
+            lambda d: _cloud(parse_npy(d, PATH, KITTI_COLUMNS)),
+        ),
+        Target("pcd", pcd, lambda d: _cloud(parse_pcd(d, PATH))),
+        Target("ply", ply, lambda d: _cloud(parse_ply(d, PATH))),
+        Target("calib.txt", (CALIB.encode(),), _kitti),
+        Target("poses.txt", ((IDENTITY * 4).encode(),), lambda d: _finite(parse_poses(d, PATH))),
+        *rows,
+        Target(
+            "calibration.json",
+            (_json(calibration),),
+            lambda d: _discard(parse_folder_calibration(parse_json(d, PATH), PATH)),
+        ),
+        Target(
+            "classes.json",
+            (_json(classes),),
+            lambda d: _discard(parse_classes(parse_json(d, PATH), PATH)),
+        ),
+        Target(
+            "splits.json",
+            (_json(splits),),
+            lambda d: _discard(parse_splits(parse_json(d, PATH), PATH)),
+        ),
+        Target("image", images, _image),
+        Target(
+            "panoptic.npz",
+            (panoptic_bytes((np.arange(50) % 3).astype(np.uint8)),),
+            lambda d: _discard(parse_panoptic(d, PATH, 50)),
+        ),
+    ]
+
+
+def _finite(value: torch.Tensor) -> None:
+    assert bool(torch.isfinite(value).all())
+
+
+def _discard(value: object) -> None:
+    assert value is not None
