@@ -62,7 +62,7 @@ class DemoSettings:
 
     seed: int = 0
     steps: int = 400
-    teacher_steps: int = 400
+    teacher_steps: int = 300
     workers: int = 2
     world: WorldConfig | None = None
 

@@ -7,13 +7,17 @@ CVPR 2022, section 3.2, equation 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from lidarssl.backbones.base import Backbone
 from lidarssl.distributed import gather_counts
-from lidarssl.frame import Batch, StepOutput
+from lidarssl.frame import Batch, Matches, StepOutput
 from lidarssl.images.base import ImageEncoder
+from lidarssl.images.decoders import UpsampledHead
 from lidarssl.losses.contrastive import info_nce
 from lidarssl.losses.superpixels import pool_superpixels
 from lidarssl.methods.image_to_lidar import (
@@ -32,6 +36,9 @@ class Slidr(ImageToLidar):
     Args:
         superpixels: computed on the fly, or read from the folder that
             ``lidarssl prepare superpixels`` wrote.
+        pool: mean image features over every ``pixels`` of the enlarged map, as the paper, or over
+            the ``cells`` of the encoder's map: the same superpixels seen coarsely, for stride^2
+            times less memory and work.
         backbone, image_encoder, embedding, temperature, augmentation, negatives: as the base.
     """
 
@@ -44,9 +51,13 @@ class Slidr(ImageToLidar):
         superpixels: Superpixels | None = None,
         augmentation: PairAugmentation | None = None,
         negatives: Negatives = "global",
+        pool: Literal["pixels", "cells"] = "pixels",
     ) -> None:
         super().__init__(backbone, image_encoder, embedding, temperature, augmentation, negatives)
         self.superpixels = superpixels or Superpixels()
+        self.stride = image_encoder.stride if pool == "cells" else 1
+        if self.stride > 1:
+            self.image_head = UpsampledHead(image_encoder.out_channels, embedding, scale=1)
 
     def transforms(self, training: bool) -> Sequence[Transform]:
         return self.augmentation.transforms(training, on_images=[self.superpixels])
@@ -56,12 +67,29 @@ class Slidr(ImageToLidar):
         assert batch.superpixels is not None
         tokens = self.embed_points(batch)
         pixels = self.image_head(self.encode_images(batch))
-        pairs = batch.matches
+        pairs, superpixels = coarser(batch.matches, batch.superpixels, self.stride)
         if sum(gather_counts(len(pairs), pixels.device)) == 0:
             return StepOutput(nothing_to_match(tokens, pixels))
         pooled = pool_superpixels(
-            tokens.features[tokens.token_of_point[pairs.point]], pairs, pixels, batch.superpixels
+            tokens.features[tokens.token_of_point[pairs.point]], pairs, pixels, superpixels
         )
         points = self.gather(pooled.points)
         loss = info_nce(points, self.gather(pooled.pixels), self.temperature)
         return StepOutput(loss, {"superpixels": torch.tensor(float(points.shape[0]))})
+
+
+def coarser(matches: Matches, superpixels: Tensor, stride: int) -> tuple[Matches, Tensor]:
+    """Matches and superpixels on cells of ``stride`` x ``stride`` pixels.
+
+    Args:
+        matches: on pixels.
+        superpixels: (I, H, W); H and W are multiples of ``stride``.
+
+    Returns:
+        Matches on cells; (I, H / stride, W / stride) id at the centre of every cell.
+    """
+    if stride == 1:
+        return matches, superpixels
+    centre = stride // 2
+    cells = replace(matches, row=matches.row // stride, col=matches.col // stride)
+    return cells, superpixels[:, centre::stride, centre::stride]

@@ -289,6 +289,8 @@ def _parse(parser: Any, content: dict[str, Any], overrides: Sequence[str], path:
     from jsonargparse import ArgumentError
 
     try:
+        if not content:
+            return parser.parse_args(list(overrides))
         config = parser.parse_object(content, defaults=True)
         return parser.parse_args(list(overrides), namespace=config) if overrides else config
     except ArgumentError as error:
