@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from lidarssl.training.loading import (
     good_batch,
     training_loader,
 )
+from lidarssl.transforms.superpixels import slic
 
 
 def pretrain_recipe(
@@ -101,10 +101,9 @@ def add_pretraining_pictures(
     frame = picture_frame(dataset, first, held_out)
     book.add_input(frame)
     if isinstance(method, Slidr) and frame.cameras:
-        marked = method.superpixels(frame, np.random.default_rng(0))
-        superpixels = marked.cameras[0].superpixels
-        assert superpixels is not None
-        book.add_superpixels(frame, superpixels)
+        image = frame.cameras[0].image
+        assert image is not None
+        book.add_superpixels(frame, slic(image, method.superpixels.settings))
     if features:
         rows = point_features(method.student, frame, torch.device("cpu"))
         book.add_features(

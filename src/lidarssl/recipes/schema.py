@@ -268,7 +268,7 @@ def build_world(options: Sequence[str]) -> WorldConfig:
     return WorldConfig(**vars(parser.instantiate_classes(config)))
 
 
-def _concrete(base: type) -> list[Any]:
+def _concrete(base: Any) -> list[Any]:
     found: list[Any] = []
     for cls in base.__subclasses__():
         found += ([] if inspect.isabstract(cls) else [cls]) + _concrete(cls)
