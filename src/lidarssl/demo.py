@@ -222,14 +222,14 @@ def probe_network(demo: Demo, name: str, frames: Labelled) -> SemanticSegmentati
 
 def results(demo: Demo, recipe: PretrainRecipe, dataset: Synthetic, verdict: Verdict) -> Results:
     """Scores and pictures for the report."""
-    book, frames = PictureBook(demo.run), verdict.frames
+    book, frames = PictureBook(demo.run, dataset), verdict.frames
     add_pretraining_pictures(recipe, book, features=False)
     frame = picture_frame(dataset, frames.val[0], recipe.val_split)
     image = frame.cameras[0].image
     assert image is not None
     encoder = SmallUNet(num_classes=len(dataset.classes), weights=demo.teacher)
     predicted = predict_labels(encoder, image[None].float() / 255)[0]
-    book.add_image_labels(frame, predicted, dataset.classes)
+    book.add_image_labels(frame, predicted)
     for name, task in verdict.tasks.items():
         add_downstream_pictures(task, frames, recipe.val_split, book, name, CPU)
     rows = [

@@ -44,6 +44,10 @@ def say(
         ),
         (
             say({"A": (0.3,), RANDOM_INIT: (0.1,)}),
+            "In this one run pretraining helped, by 20.0 mIoU points.",
+        ),
+        (
+            say({"A": (0.3,), RANDOM_INIT: LOW}),
             "Pretraining may have helped: the average is higher, the seeds do not settle it.",
         ),
         (

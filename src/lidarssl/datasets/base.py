@@ -32,11 +32,13 @@ class Dataset(ABC):
         name: short name, the ``dataset`` of every ``FrameId``.
         classes: semantic train classes, index 0 ignored.
         box_classes: names of box labels.
+        forward: direction of travel in the lidar frame, unit (x, y): pictures put it upwards.
     """
 
     name: str
     classes: ClassTable
     box_classes: tuple[str, ...] = ()
+    forward: tuple[float, float] = (1.0, 0.0)
 
     @property
     @abstractmethod

@@ -129,6 +129,7 @@ class NuScenes(Dataset):
     """
 
     name = "nuscenes"
+    forward = (0.0, 1.0)
     classes = ClassTable(tuple(name for name, _ in _CLASSES), tuple(color for _, color in _CLASSES))
     box_classes: tuple[str, ...] = classes.names[1:11]
     class_of_category: dict[str, str] = {  # noqa: RUF012

@@ -43,17 +43,23 @@ class PictureBook:
 
     Args:
         run: the run folder.
-        prefix: of the file names, so that stages do not overwrite each other.
+        dataset: of the frames; its classes and colours are those of the pictures.
     """
 
-    def __init__(self, run: Path, prefix: str = "") -> None:
-        self.run, self.prefix = run, prefix
+    def __init__(self, run: Path, dataset: Dataset) -> None:
+        self.run, self.classes, self.forward = run, dataset.classes, dataset.forward
         self.records: list[PictureRecord] = []
+
+    def points_of(self, frame: Frame) -> Array:
+        """The points turned so that the vehicle drives along +x, (N, 3)."""
+        x, y = self.forward
+        turn = torch.tensor([[x, y, 0.0], [-y, x, 0.0], [0.0, 0.0, 1.0]])
+        return (frame.points @ turn.T).numpy()
 
     def add(
         self, name: str, figure: FigureData, title: str, caption: str, section: Section
     ) -> None:
-        file = f"figures/{self.prefix}{name}.npz"
+        file = f"figures/{name}.npz"
         figure.save(self.run / file)
         self.records.append(PictureRecord(file, title, caption, section))
 
@@ -62,7 +68,7 @@ class PictureBook:
         if frame.matches is None:
             self.add(
                 "scan",
-                BevScalar(frame.points.numpy(), frame.points[:, 2].numpy(), "height, m"),
+                BevScalar(self.points_of(frame), frame.points[:, 2].numpy(), "height, m"),
                 f"Scan {frame.id}",
                 "The scan from above, coloured by height.",
                 Section.INPUT,
@@ -95,21 +101,21 @@ class PictureBook:
             Section.INPUT,
         )
 
-    def add_image_labels(self, frame: Frame, predicted: Tensor, classes: ClassTable) -> None:
+    def add_image_labels(self, frame: Frame, predicted: Tensor) -> None:
         """What an image encoder says of the first camera."""
         image = frame.cameras[0].image
         assert image is not None
         self.add(
             "teacher",
-            CameraLabels(image.numpy(), predicted.numpy(), np.array(classes.colors), classes.names),
+            CameraLabels(
+                image.numpy(), predicted.numpy(), np.array(self.classes.colors), self.classes.names
+            ),
             "What the image encoder sees",
             "Its features are all that the lidar network is taught, mistakes included.",
             Section.INPUT,
         )
 
-    def add_features(
-        self, frame: Frame, features: Tensor, classes: ClassTable, name: str, caption: str
-    ) -> None:
+    def add_features(self, frame: Frame, features: Tensor, name: str, caption: str) -> None:
         """PCA of the features of every point, and similarity to one point.
 
         Args:
@@ -117,35 +123,33 @@ class PictureBook:
         """
         self.add(
             f"pca_{_slug(name)}",
-            FeaturePca(frame.points.numpy(), features.numpy()),
+            FeaturePca(self.points_of(frame), features.numpy()),
             f"Features: {name}",
             f"The three main directions of the features as red, green, blue. {caption}",
             Section.FEATURES,
         )
-        query, what = query_point(frame, classes)
+        query, what = query_point(frame, self.classes)
         camera = _camera_of(frame, query)
         self.add(
             f"similarity_{_slug(name)}",
-            Similarity(frame.points.numpy(), features.numpy(), query, *camera),
+            Similarity(self.points_of(frame), features.numpy(), query, *camera),
             f"Similarity: {name}",
             f"Cosine similarity of every point to the ringed one ({what}). "
             "Other objects of its kind should light up, and little else.",
             Section.FEATURES,
         )
 
-    def add_prediction(
-        self, frame: Frame, predicted: Tensor, classes: ClassTable, name: str
-    ) -> None:
+    def add_prediction(self, frame: Frame, predicted: Tensor, name: str) -> None:
         """Truth, prediction and mistakes of a scan."""
         assert frame.semantic is not None
         self.add(
             f"prediction_{_slug(name)}",
             BevPrediction(
-                frame.points.numpy(),
+                self.points_of(frame),
                 predicted.numpy(),
                 frame.semantic.numpy(),
-                np.array(classes.colors),
-                classes.names,
+                np.array(self.classes.colors),
+                self.classes.names,
             ),
             f"Prediction: {name}",
             "Mistakes at the borders of objects are normal; whole objects in red are not.",

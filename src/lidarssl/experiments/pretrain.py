@@ -15,7 +15,7 @@ from lidarssl import checkpoints
 from lidarssl.distributed import rank
 from lidarssl.experiments.pictures import PictureBook, picture_frame, point_features
 from lidarssl.experiments.record import STUDENT_FILE, Recorder, architecture
-from lidarssl.frame import Batch
+from lidarssl.frame import Batch, FrameId
 from lidarssl.methods.base import Method
 from lidarssl.methods.slidr import Slidr
 from lidarssl.recipes.schema import LoadedRecipe, PretrainRecipe
@@ -49,7 +49,7 @@ def pretrain_recipe(
     with recorder.stage("pretrain", f"{type(recipe.method).__name__} on unlabelled frames"):
         train_student(recipe, loaded.resolved, run, resume, progress)
     if rank() == 0:
-        book = PictureBook(run)
+        book = PictureBook(run, recipe.dataset)
         add_pretraining_pictures(recipe, book)
         Results("nothing yet: pretraining alone", pictures=tuple(book.records)).save(run)
         recorder.save()
@@ -72,11 +72,13 @@ def train_student(
     """
     method, dataset, training = recipe.method, recipe.dataset, recipe.training
     check_needs(method.needs, dataset, recipe.train_split, type(method).__name__)
+    held_out = _held_out(recipe) if training.validate_every else []
     name = type(method).__name__.lower()
     result = fit(
         method, dataset, dataset.frames(recipe.train_split), method.needs,
         method.transforms(training=True), training, run, stage or f"pretrain/{name}",
         prepare=_prepare(method), resume=resume, progress=progress, append_metrics=append_metrics,
+        val_ids=held_out, val_transforms=method.transforms(training=False),
     )  # fmt: skip
     if result.interrupted:
         raise KeyboardInterrupt
@@ -106,9 +108,7 @@ def add_pretraining_pictures(
         book.add_superpixels(frame, slic(image, method.superpixels.settings))
     if features:
         rows = point_features(method.student, frame, torch.device("cpu"))
-        book.add_features(
-            frame, rows, dataset.classes, "pretrained", "Kinds of objects should share a colour."
-        )
+        book.add_features(frame, rows, "pretrained", "Kinds of objects should share a colour.")
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,20 @@ def dry_run(loaded: LoadedRecipe, repeats: int = 3) -> DryRun:
         method.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        lines = (*_shapes(batch, method), f"loss        {float(output.loss):.4f}")
+        lines = (*_shapes(batch, method), f"loss        {output.loss.item():.4f}")
         seconds.append(time.monotonic() - start)
         start = time.monotonic()
     typical = sorted(seconds[1:])[len(seconds[1:]) // 2] if len(seconds) > 1 else seconds[0]
     return DryRun(lines, typical, training.total_steps(len(ids)), _memory(device), str(device))
+
+
+def _held_out(recipe: PretrainRecipe) -> list[FrameId]:
+    """Frames for the loss of ``training.validate_every``."""
+    ids = recipe.dataset.frames(recipe.val_split)
+    if ids:
+        name = type(recipe.method).__name__
+        check_needs(recipe.method.needs, recipe.dataset, recipe.val_split, name)
+    return ids
 
 
 def _prepare(method: Method) -> Prepare:

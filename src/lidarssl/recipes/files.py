@@ -11,9 +11,7 @@ import yaml
 
 from lidarssl.errors import ConfigError
 
-VERBS = {"pretrain": "pretrain", "segmentation": "finetune", "probe": "probe"}
-"""The verb of the command line that runs each kind of recipe."""
-
+KINDS = ("pretrain", "segmentation", "probe")
 MAX_BYTES = 1 << 20
 
 
@@ -58,14 +56,23 @@ def read(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         problem = " ".join(str(error).split())[:300]
         raise ConfigError(f"is not YAML: {problem}", path=path, remedy=_A_RECIPE) from error
-    if not isinstance(content, dict) or content.get("kind") not in VERBS:
+    if not isinstance(content, dict) or content.get("kind") not in KINDS:
         raise ConfigError(
             "is not a recipe",
             path=path,
             field="kind",
-            remedy=f"set kind to one of {', '.join(VERBS)}",
+            remedy=f"set kind to one of {', '.join(KINDS)}",
         )
     return content
+
+
+def verb(content: dict[str, Any]) -> str:
+    """The verb of the command line that runs a recipe."""
+    if content["kind"] != "segmentation":
+        return str(content["kind"])
+    task = content.get("task")
+    arguments = task.get("init_args", task) if isinstance(task, dict) else {}
+    return "probe" if arguments.get("freeze") else "finetune"
 
 
 _A_RECIPE = "`lidarssl recipes NAME` shows what a recipe looks like"

@@ -200,29 +200,21 @@ def open_node(base: type, node: Any, where: str) -> tuple[type, dict[str, Any]]:
     return cls, node["init_args"]
 
 
-def sections(cls: type, given: dict[str, Any], path: str = "") -> Iterator[Section]:
-    """Every class inside a recipe, outermost first.
+def sections(section: Section) -> Iterator[Section]:
+    """A section and every one inside it, outermost first.
 
     Raises:
         ConfigError: a node that does not say what to build.
     """
-    yield Section(path, cls, cls, given)
-    yield from _inside(Section(path, cls, cls, given))
-
-
-def _inside(section: Section) -> Iterator[Section]:
+    yield section
     for name, argument in arguments(section.cls).items():
         base = inner_class(argument.annotation)
         node = section.given.get(name, {} if _built_by_default(argument) else None)
         if base is None or node is None:
             continue
-        if isinstance(node, str):
-            node = {"class_path": node}
         where = section.key(name)
-        cls, given = open_node(base, node, where)
-        inner = Section(where, base, cls, given)
-        yield inner
-        yield from _inside(inner)
+        node = {"class_path": node} if isinstance(node, str) else node
+        yield from sections(Section(where, base, *open_node(base, node, where)))
 
 
 def _built_by_default(argument: Argument) -> bool:
@@ -241,17 +233,27 @@ _WORDS = {
 
 def in_words(annotation: Any, plural: bool = False) -> str:
     """A type as one would say it to somebody who has not read the code."""
-    if annotation in _WORDS:
-        return _WORDS[annotation][plural]
     members = _members(annotation)
+    if Path in members:
+        members = tuple(one for one in members if one is not str)
     if len(members) > 1:
         return " or ".join(dict.fromkeys(in_words(one, plural) for one in members))
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    (only,) = members
+    if only in _WORDS:
+        return _WORDS[only][plural]
+    origin, inner = typing.get_origin(only), typing.get_args(only)
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, inner))}"
     if origin is tuple and Ellipsis not in inner and len(set(inner)) == 1:
         return f"a list of {len(inner)} {in_words(inner[0], True)}"
     if isinstance(origin, type) and issubclass(origin, Sequence) and inner:
         return f"a list of {in_words(inner[0], True)}"
-    name: str = getattr(annotation, "__name__", str(annotation))
+    name: str = getattr(only, "__name__", str(only))
     return f"{name}s" if plural else f"a {name}"
+
+
+def element_class(annotation: Any) -> type | None:
+    """The class of the elements of a list whose elements spell out their arguments."""
+    inner = typing.get_args(annotation)
+    listed = typing.get_origin(annotation) in (tuple, list) and inner
+    return inner_class(inner[0]) if listed else None

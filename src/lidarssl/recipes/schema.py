@@ -10,23 +10,22 @@ A recipe is one experiment. Its ``kind`` says what it runs:
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module, resources
 from pathlib import Path
-from pkgutil import walk_packages
 from typing import Any
-
-import yaml
 
 from lidarssl.backbones.base import Backbone
 from lidarssl.datasets.base import Dataset
 from lidarssl.datasets.world.config import WorldConfig
 from lidarssl.errors import ConfigError
 from lidarssl.methods.base import Method
+from lidarssl.recipes import files
+from lidarssl.recipes.describe import describe_section
+from lidarssl.recipes.keys import Section, choices, import_rooms, sections
+from lidarssl.recipes.overrides import explain, override
+from lidarssl.recipes.suggest import did_you_mean
 from lidarssl.tasks.probe import LinearProbe
 from lidarssl.tasks.semantic import SemanticSegmentation
 from lidarssl.training.fit import Training
@@ -135,7 +134,27 @@ KINDS: dict[str, type] = {
 }
 Recipe = PretrainRecipe | SegmentationRecipe | ProbeRecipe
 
-_ROOMS = ("datasets", "backbones", "images", "methods", "tasks", "transforms")
+
+@dataclass
+class ParsedRecipe:
+    """A recipe whose keys and types are right; nothing is built and no data is read.
+
+    Attributes:
+        kind: see the module.
+        seed: of weights and draws.
+        resolved: YAML with every default and override spelled out.
+    """
+
+    kind: str
+    seed: int
+    resolved: str
+    _parser: Any
+    _config: Any
+
+    def build(self) -> LoadedRecipe:
+        """Build the objects; random weights come from the recipe's seed."""
+        built = _instantiate(self._parser, self._config, self.seed)
+        return LoadedRecipe(self.kind, KINDS[self.kind](**vars(built)), self.resolved)
 
 
 @dataclass
@@ -153,49 +172,6 @@ class LoadedRecipe:
     resolved: str
 
 
-def shipped() -> dict[str, Path]:
-    """Recipes of the package by name."""
-    folder = Path(str(resources.files("lidarssl.recipes")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def find(name: str) -> Path:
-    """Path of a recipe given by name or path.
-
-    Raises:
-        ConfigError: names the closest shipped recipe.
-    """
-    known = shipped()
-    if name in known:
-        return known[name]
-    if Path(name).is_file():
-        return Path(name)
-    close = difflib.get_close_matches(name, known, 1, 0.3)
-    raise ConfigError(
-        f"there is no recipe '{name}'",
-        field="recipe",
-        remedy=(f"did you mean '{close[0]}'? " if close else "")
-        + "`lidarssl recipes` lists them; a path to a YAML file works too",
-    )
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The YAML of a recipe.
-
-    Raises:
-        ConfigError: not YAML, or not a recipe.
-    """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"cannot be read as YAML: {error}", path=path) from error
-    if not isinstance(content, dict) or content.get("kind") not in KINDS:
-        raise ConfigError(
-            "is not a recipe", path=path, field="kind", remedy=f"set kind to one of {list(KINDS)}"
-        )
-    return content
-
-
 def load(name: str, overrides: Sequence[str] = (), kinds: Sequence[str] = ()) -> LoadedRecipe:
     """Read a recipe, apply overrides, build its objects.
 
@@ -207,27 +183,45 @@ def load(name: str, overrides: Sequence[str] = (), kinds: Sequence[str] = ()) ->
     Raises:
         ConfigError: an unknown key (names the closest), a wrong type, a class that fails.
     """
-    import torch
+    return parse(name, overrides, kinds).build()
 
-    path = find(name)
-    content = read(path)
-    kind = content.pop("kind")
+
+def parse(name: str, overrides: Sequence[str] = (), kinds: Sequence[str] = ()) -> ParsedRecipe:
+    """The first half of ``load``: check every key and type.
+
+    Raises:
+        ConfigError: an unknown key (names the closest) or a wrong type.
+    """
+    path = files.find(name)
+    content = files.read(path)
+    verb, kind = files.verb(content), content.pop("kind")
     if kinds and kind not in kinds:
-        verbs = {"pretrain": "pretrain", "segmentation": "finetune", "probe": "probe"}
         raise ConfigError(
             f"is a recipe of kind '{kind}'",
             path=path,
             field="kind",
-            remedy=f"run it with `lidarssl {verbs[kind]}`",
+            remedy=f"run it with `lidarssl {verb}`",
         )
-    parser = build_parser(kind)
-    config = _parse(parser, content, overrides, path)
-    resolved = f"kind: {kind}\n" + parser.dump(config, skip_validation=True)
-    seed = config.seed if kind == "probe" else config.training.seed
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        built = parser.instantiate_classes(config)
-    return LoadedRecipe(kind, KINDS[kind](**vars(built)), resolved)
+    hint = f"`lidarssl recipes {name} --keys` lists every key"
+    parser, config = _parse(KINDS[kind], content, overrides, hint, path)
+    resolved = f"kind: {kind}\n" + parser.dump(config, skip_none=False, skip_validation=True)
+    seed: int = config.seed if kind == "probe" else config.training.seed
+    return ParsedRecipe(kind, seed, resolved, parser, config)
+
+
+def build_backbone(node: dict[str, Any], seed: int) -> Backbone:
+    """The backbone of a resolved recipe again, with the random weights of another seed.
+
+    Args:
+        node: its ``class_path`` and ``init_args``.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--backbone", type=Backbone)
+    built = _instantiate(parser, parser.parse_object({"backbone": node}), seed)
+    backbone: Backbone = built.backbone
+    return backbone
 
 
 def build_dataset(name: str, options: Sequence[str]) -> Dataset:
@@ -236,21 +230,10 @@ def build_dataset(name: str, options: Sequence[str]) -> Dataset:
     Raises:
         ConfigError: unknown dataset or option; names the closest.
     """
-    from jsonargparse import ArgumentParser
-
-    _import_rooms()
-    known = {cls.name: cls for cls in _concrete(Dataset)}
-    if name not in known:
-        close = difflib.get_close_matches(name, known, 1, 0.3)
-        raise ConfigError(
-            f"there is no dataset '{name}'",
-            field="dataset",
-            remedy=f"did you mean '{close[0]}'?" if close else f"choose one of {sorted(known)}",
-        )
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(known[name])
-    config = _parse(parser, {}, options, Path(name))
-    built: Dataset = known[name](**vars(parser.instantiate_classes(config)))
+    cls = dataset_class(name)
+    hint = f"`lidarssl data check {name} --help` lists the options"
+    parser, config = _parse(cls, {}, options, hint)
+    built: Dataset = cls(**vars(parser.instantiate_classes(config)))
     return built
 
 
@@ -260,66 +243,85 @@ def build_world(options: Sequence[str]) -> WorldConfig:
     Raises:
         ConfigError: unknown option or bad value.
     """
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(WorldConfig)
-    config = _parse(parser, {}, options, Path("world"))
+    hint = "`lidarssl data synthesize --help` lists the options"
+    parser, config = _parse(WorldConfig, {}, options, hint)
     return WorldConfig(**vars(parser.instantiate_classes(config)))
 
 
-def _concrete(base: Any) -> list[Any]:
-    found: list[Any] = []
-    for cls in base.__subclasses__():
-        found += ([] if inspect.isabstract(cls) else [cls]) + _concrete(cls)
+def dataset_class(name: str) -> type[Dataset]:
+    """The dataset that the command line calls ``name``.
+
+    Raises:
+        ConfigError: there is none; names the closest.
+    """
+    import_rooms()
+    known: dict[str, Any] = {cls.name: cls for cls in choices(Dataset).values()}  # type: ignore[attr-defined]
+    if name not in known:
+        raise ConfigError(
+            f"there is no dataset '{name}'",
+            field="dataset",
+            remedy=f"{did_you_mean(name, known)}known: {', '.join(sorted(known))}",
+        )
+    found: type[Dataset] = known[name]
     return found
 
 
-def build_parser(kind: str) -> Any:
-    """The argument parser of a kind of recipe: its help lists every key."""
-    from jsonargparse import ArgumentParser
+def describe_dataset(name: str) -> str:
+    """The options of a dataset, for `--help`."""
+    cls = dataset_class(name)
+    return f"options of {name}:\n{describe_section(Section('', cls, cls, {}))}"
 
-    _import_rooms()
+
+def describe_world() -> str:
+    """The options of a synthetic world, for `--help`."""
+    parts = [
+        describe_section(section) for section in sections(Section("", WorldConfig, WorldConfig, {}))
+    ]
+    return "options of the world:\n" + "\n\n".join(parts)
+
+
+def _parse(
+    cls: type,
+    content: dict[str, Any],
+    overrides: Sequence[str],
+    hint: str,
+    path: Path | None = None,
+) -> tuple[Any, Any]:
+    """A parser of the arguments of ``cls``, and their checked values."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    import_rooms()
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(KINDS[kind])
-    return parser
+    parser.add_class_arguments(cls)
+    with _hinting(hint, None):
+        override(cls, content, overrides)
+    with _hinting(hint, path):
+        try:
+            return parser, parser.parse_object(content, defaults=True)
+        except ArgumentError as error:
+            explain(cls, content)
+            raise ConfigError(" ".join(str(error).split())[:300]) from None
 
 
-def _parse(parser: Any, content: dict[str, Any], overrides: Sequence[str], path: Path) -> Any:
-    from jsonargparse import ArgumentError
-
+@contextmanager
+def _hinting(hint: str, path: Path | None) -> Iterator[None]:
+    """Add where to look, and the file, to what is wrong with an option."""
     try:
-        if not content:
-            return parser.parse_args(list(overrides))
-        config = parser.parse_object(content, defaults=True)
-        return parser.parse_args(list(overrides), namespace=config) if overrides else config
-    except ArgumentError as error:
+        yield
+    except ConfigError as error:
+        remedy = error.remedy or ""
+        joint = "; " if remedy.rstrip() == remedy != "" else ""
         raise ConfigError(
-            _tidy(str(error)), path=path, remedy=_suggest(str(error), parser)
+            error.problem,
+            path=error.path or path,
+            field=error.field,
+            remedy=f"{remedy}{joint}{hint}",
         ) from None
 
 
-def _tidy(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return " ".join(lines)[:600]
+def _instantiate(parser: Any, config: Any, seed: int) -> Any:
+    import torch
 
-
-def _suggest(message: str, parser: Any) -> str:
-    unknown = re.findall(
-        r"'([\w.]+)' (?:is not|not) |[Uu]nrecognized arguments?: --([\w.]+)", message
-    )
-    keys = [action.dest for action in parser._actions if action.dest != "help"]
-    for pair in unknown:
-        word = next(filter(None, pair)).split(".")[-1]
-        close = difflib.get_close_matches(word, [key.split(".")[-1] for key in keys], 1, 0.5)
-        if close:
-            return f"did you mean '{close[0]}'?"
-    return "`lidarssl recipes NAME` shows a recipe that works"
-
-
-def _import_rooms() -> None:
-    """Import the modules whose classes a recipe may name by their short name."""
-    for room in _ROOMS:
-        package = import_module(f"lidarssl.{room}")
-        for module in walk_packages(package.__path__, f"{package.__name__}."):
-            import_module(module.name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return parser.instantiate_classes(config)

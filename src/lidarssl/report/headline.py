@@ -36,7 +36,7 @@ def headline(table: ScoreTable) -> Headline:
     if column is None:
         return Headline(
             "Nothing has been evaluated yet.",
-            "This run has no scores of a pretrained network.",
+            "Judge the backbone with `lidarssl probe RECIPE --checkpoint RUN`.",
             (),
             None,
         )
@@ -79,6 +79,10 @@ def _verdict(table: ScoreTable, column: Column) -> str:
     if kinds == {Evidence.NOT_BETTER}:
         return "Pretraining did not help."
     if kinds == {Evidence.UNSETTLED}:
+        if _one_seed(table, column, outcomes):
+            best = max(outcomes, key=lambda name: _mean(table, name, column))
+            gain = _mean(table, best, column) - random_init.mean
+            return f"In this one run pretraining helped, by {gain:.1f} mIoU points."
         return "Pretraining may have helped: the average is higher, the seeds do not settle it."
     if len(kinds) > 1:
         named = {kind: _names(m for m in outcomes if outcomes[m] is kind) for kind in kinds}
@@ -103,6 +107,17 @@ def _shown_by_finetuning(table: ScoreTable) -> bool:
         for kind in _evidence_by_method(table, column, RANDOM_INIT).values()
     ]
     return not outcomes or Evidence.BETTER in outcomes
+
+
+def _one_seed(table: ScoreTable, column: Column, methods: Iterable[str]) -> bool:
+    """Whether no row has a second seed that could contradict the first."""
+    scores = [table.score(method, column) for method in (*methods, RANDOM_INIT)]
+    return all(score is not None and score.count == 1 for score in scores)
+
+
+def _mean(table: ScoreTable, method: str, column: Column) -> float:
+    score = table.score(method, column)
+    return 0.0 if score is None else score.mean
 
 
 def _against_look_up(table: ScoreTable, column: Column) -> str:

@@ -58,7 +58,9 @@ def read_run(path: Path, pictures: bool = True) -> RunFolder:
     run = RunFolder(path)
     run.record = _attempt(run, lambda: RunRecord.load(path))
     run.results = _attempt(run, lambda: Results.load(path))
-    log = _attempt(run, lambda: read_log(path / METRICS_FILE))
+    # A probe on cached features trains nothing that would be logged.
+    untrained = run.results is not None and not (path / METRICS_FILE).exists()
+    log = None if untrained else _attempt(run, lambda: read_log(path / METRICS_FILE))
     if log is not None:
         run.log = log
         run.problems += [f"{METRICS_FILE}: {problem}" for problem in log.problems]

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
 from lidarssl.datasets.base import Dataset
 from lidarssl.errors import ConfigError
 from lidarssl.frame import Field, FrameId
+from lidarssl.training.callbacks import LogSteps, SaveLast, StepProgress, StopOnSignal
 from lidarssl.training.learner import Learner, Optimizer, Schedule
 from lidarssl.training.loading import (
     BadSamples,
     EpochBatches,
     FrameSource,
     Prepare,
+    held_out_batches,
     training_loader,
 )
+from lidarssl.training.logs import RunLog, stage_folder
+from lidarssl.training.resume import BatchOrder, resumable_step
+from lidarssl.training.validation import Validation
 from lidarssl.transforms.base import Transform
 
 
@@ -48,6 +53,7 @@ class Training:
         nodes: machines (DDP by torchrun or SLURM).
         checkpoint_every: steps between resumable checkpoints; 0 = only at the end.
         log_every: steps between logged values.
+        validate_every: steps between two losses of held-out frames; 0 = never.
         bad_samples: ``raise``, or ``skip`` to replace a bad sample by the next good one.
         max_skipped: bad samples of one process after which ``skip`` gives up.
     """
@@ -65,6 +71,7 @@ class Training:
     nodes: int = 1
     checkpoint_every: int = 200
     log_every: int = 10
+    validate_every: int = 0
     bad_samples: BadSamples = "raise"
     max_skipped: int = 100
 
@@ -79,7 +86,7 @@ class FitResult:
     Attributes:
         steps: optimiser steps done.
         skipped: bad samples replaced by this process.
-        interrupted: stopped by Ctrl-C before the last step.
+        interrupted: stopped by Ctrl-C or SIGTERM before the last step; ``last.ckpt`` holds it.
     """
 
     steps: int
@@ -100,6 +107,8 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     append_metrics: bool = False,
+    val_ids: Sequence[FrameId] = (),
+    val_transforms: Sequence[Transform] = (),
 ) -> FitResult:
     """Train ``module`` on frames.
 
@@ -110,47 +119,45 @@ def fit(
         run: folder that receives ``metrics.jsonl``, ``logs/`` and ``checkpoints/last.ckpt``.
         stage: name of this run in ``metrics.jsonl``.
         prepare: of the backbone, done in the workers.
-        resume: continue from ``checkpoints/last.ckpt`` exactly as if never stopped.
+        resume: continue from ``checkpoints/last.ckpt`` exactly as if never stopped; a finished
+            run is left as it is, or goes on where ``training`` has more steps now.
         progress: show a progress bar.
         append_metrics: several stages share one ``metrics.jsonl``.
+        val_ids, val_transforms: held-out frames of ``training.validate_every``.
 
     Raises:
-        ConfigError: nothing to resume, or a batch larger than the dataset.
-        DataError: a bad sample under the policy ``raise``.
+        ConfigError: nothing to resume, or a checkpoint of another run; a batch larger than the
+            dataset; no held-out frame to validate on.
+        DataError: a bad sample under the policy ``raise``; a damaged checkpoint.
     """
-    last = run / "checkpoints" / "last.ckpt"
-    if resume and not last.is_file():
-        raise ConfigError(
-            "there is no checkpoint to resume from",
-            path=last,
-            remedy="start the run without --resume",
-        )
-    steps = training.total_steps(len(ids))
-    trainer = _trainer(training, run, stage, steps, progress, append_metrics or resume)
-    source = FrameSource(dataset, ids, fields, transforms, training.seed, training.bad_samples)
-    batches = EpochBatches(
-        len(ids), training.batch_size, steps, training.seed, trainer.global_rank, trainer.world_size
+    steps, last = training.total_steps(len(ids)), run / "checkpoints" / "last.ckpt"
+    batches = EpochBatches(len(ids), training.batch_size, steps, training.seed)
+    learner = _learner(module, training, steps, batches.per_epoch)
+    order = BatchOrder.of(training.seed, training.batch_size, ids)
+    start = resumable_step(last, learner, order) if resume else 0
+    source, held_out = (
+        FrameSource(dataset, some, fields, through, training.seed, training.bad_samples)
+        for some, through in ((ids, transforms), (val_ids, val_transforms))
     )
-    loader = training_loader(
-        source,
-        batches,
-        training.workers,
-        prepare,
-        pin_memory=trainer.strategy.root_device.type == "cuda",
-    )
-    learner = Learner(
-        module,  # type: ignore[arg-type]
-        training.optimizer,
-        training.schedule,
-        steps,
-        batches.per_epoch,
-        training.seed,
-        training.max_skipped if training.bad_samples == "skip" else 0,
-    )
-    if resume:
-        _check_resumable(last, learner)
-    trainer.fit(learner, loader, ckpt_path=last if resume else None, weights_only=True)
-    return FitResult(trainer.global_step, learner.skipped, trainer.interrupted)
+    log = RunLog(run, stage, batches.per_epoch, append_metrics)
+    validation = _validation(held_out, training, prepare)
+    with _quiet_lightning(), StopOnSignal() as stop:
+        callbacks: list[Callback] = [
+            LogSteps(log, training.log_every, validation),
+            stop,
+            SaveLast(last.parent, training.checkpoint_every, order),
+            *([StepProgress(stage)] if progress else []),
+        ]
+        trainer = _trainer(training, run, stage, steps, start, callbacks, progress)
+        batches.split(trainer.global_rank, trainer.world_size)
+        pin_memory = trainer.strategy.root_device.type == "cuda"
+        loader = training_loader(source, batches, training.workers, prepare, pin_memory)
+        try:
+            trainer.fit(learner, loader, ckpt_path=last if resume else None, weights_only=True)
+        except SystemExit as error:  # how the trainer ends at a second Ctrl-C
+            raise KeyboardInterrupt from error
+    done = trainer.global_step
+    return FitResult(done, learner.skipped, interrupted=stop.received and done < steps)
 
 
 def choose_device(accelerator: str) -> torch.device:
@@ -175,15 +182,47 @@ def choose_device(accelerator: str) -> torch.device:
     return torch.device(accelerator)
 
 
+def _learner(module: nn.Module, training: Training, steps: int, steps_per_epoch: int) -> Learner:
+    learner = Learner(
+        module,  # type: ignore[arg-type]
+        training.optimizer,
+        training.schedule,
+        steps,
+        steps_per_epoch,
+        training.seed,
+        training.max_skipped if training.bad_samples == "skip" else 0,
+    )
+    return learner.train()
+
+
+def _validation(
+    source: FrameSource, training: Training, prepare: Prepare | None
+) -> Validation | None:
+    if not training.validate_every:
+        return None
+    if not len(source):
+        raise ConfigError(
+            "there is no held-out frame to validate on",
+            field="training.validate_every",
+            remedy="set it to 0, or val_split to a split that has frames",
+        )
+    batches = partial(held_out_batches, source, training.batch_size, training.workers, prepare)
+    return Validation(batches, training.seed, training.validate_every)
+
+
 def _trainer(
-    training: Training, run: Path, stage: str, steps: int, progress: bool, append: bool
+    training: Training,
+    run: Path,
+    stage: str,
+    steps: int,
+    start: int,
+    callbacks: list[Callback],
+    progress: bool,
 ) -> lightning.Trainer:
-    _quiet_lightning()
     run.mkdir(parents=True, exist_ok=True)
-    callbacks: list[Callback] = [SaveLast(run / "checkpoints", training.checkpoint_every)]
-    if progress:
-        callbacks.append(StepProgress(stage))
+    curves = stage_folder(run, stage)
     return lightning.Trainer(
+        default_root_dir=run,
         max_steps=steps,
         max_epochs=1,
         accelerator="gpu" if training.accelerator == "cuda" else training.accelerator,
@@ -191,12 +230,9 @@ def _trainer(
         num_nodes=training.nodes,
         precision=training.precision,  # type: ignore[arg-type]
         gradient_clip_val=training.optimizer.gradient_clip,
-        logger=[
-            JsonlLogger(run / "metrics.jsonl", stage, append),
-            CSVLogger(run / "logs", name=stage.replace("/", "_"), version=""),
-            TensorBoardLogger(run / "logs", name=stage.replace("/", "_"), version=""),
-        ],
-        log_every_n_steps=training.log_every,
+        log_every_n_steps=1,  # of the trainer's own log, which is not used
+        # Curves from ``start`` on are those of a run that was stopped: hidden.
+        logger=TensorBoardLogger(curves.parent, curves.name, version="", purge_step=start),
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -214,92 +250,26 @@ def _devices(training: Training) -> int | str:
     return training.devices
 
 
-def _quiet_lightning() -> None:
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+# Remarks of the trainer that ask nothing of the user.
+_HARMLESS = (
+    r".*isinstance\(treespec, LeafSpec\)",
+    r"Found \d+ module\(s\) in eval mode",
+    r".*does not have many workers",
+    r"(GPU|MPS) available but not used",
+)
 
 
-def _check_resumable(path: Path, learner: Learner) -> None:
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    found = set(saved["state_dict"])
-    expected = set(learner.state_dict())
-    if found != expected:
-        example = sorted(found ^ expected)[0]
-        raise ConfigError(
-            f"the checkpoint is of another architecture ({len(found ^ expected)} keys differ)",
-            path=path,
-            field=example,
-            remedy="resume with the recipe that started the run",
-        )
-
-
-class SaveLast(Callback):
-    """Writes ``last.ckpt`` every so many steps and at the end; a kill loses no finished file."""
-
-    def __init__(self, folder: Path, every: int) -> None:
-        self.folder, self.every = folder, every
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self.every and trainer.global_step % self.every == 0:
-            self.save(trainer)
-
-    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        if not trainer.interrupted:
-            self.save(trainer)
-
-    def save(self, trainer: lightning.Trainer) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / "last.ckpt.partial"
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            os.replace(partial, self.folder / "last.ckpt")
-
-
-class JsonlLogger(Logger):
-    """One JSON object per logged step: {"stage", "step", "epoch", names: values}."""
-
-    def __init__(self, path: Path, stage: str, append: bool) -> None:
-        super().__init__()
-        self.path, self.stage = path, stage
-        if not append:
-            self.path.unlink(missing_ok=True)
-
-    @property
-    def name(self) -> str:
-        return "jsonl"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-    @lightning.utilities.rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = {"stage": self.stage, "step": step, **metrics}
-        finite = {
-            key: (value if not isinstance(value, float) or math.isfinite(value) else None)
-            for key, value in row.items()
-        }
-        with self.path.open("a") as file:
-            file.write(json.dumps(finite) + "\n")
-
-
-class StepProgress(lightning.callbacks.TQDMProgressBar):
-    """The progress bar with the stage's name."""
-
-    def __init__(self, stage: str) -> None:
-        super().__init__(refresh_rate=5)
-        self.stage = stage
-
-    def init_train_tqdm(self) -> Any:
-        bar = super().init_train_tqdm()
-        bar.set_description(self.stage)
-        return bar
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
-        super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description(self.stage)
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in _HARMLESS:
+            warnings.filterwarnings("ignore", message)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

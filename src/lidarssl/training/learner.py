@@ -120,6 +120,9 @@ class Learner(lightning.LightningModule):
         steps_per_epoch: optimiser steps of one pass over the frames.
         seed: of the draws inside a step.
         max_skipped: bad samples of this process after which the run stops.
+
+    Attributes:
+        values: what the last step has to log, by name.
     """
 
     def __init__(
@@ -138,6 +141,7 @@ class Learner(lightning.LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         self.steps, self.steps_per_epoch, self.seed = steps, steps_per_epoch, seed
         self.max_skipped, self.skipped = max_skipped, 0
+        self.values: dict[str, Tensor | float] = {}
 
     def transfer_batch_to_device(
         self, batch: LoadedBatch, device: torch.device, dataloader_idx: int
@@ -146,12 +150,14 @@ class Learner(lightning.LightningModule):
         return good_batch(batch).to(device, non_blocking=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        output = self.module.training_step(batch, step_generator(self.seed, batch_idx))
-        self.log("loss", output.loss.detach(), prog_bar=True, batch_size=batch.points.batch_size)
-        self.log_dict(output.terms, batch_size=batch.points.batch_size)
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        generator = step_generator(self.seed, self.trainer.global_step)
+        output = self.module.training_step(batch, generator)
+        loss = output.loss.detach()
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.values = {"loss": loss, **output.terms, "lr": rate}
         if self.max_skipped:
-            self.log("skipped", float(self.skipped))
+            self.values["skipped"] = self.skipped
+        self.log("loss", loss, prog_bar=True, logger=False, batch_size=batch.points.batch_size)
         return output.loss
 
     def configure_optimizers(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -112,12 +113,6 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     def __init__(
         self, samples: int, batch_size: int, batches: int, seed: int, rank: int = 0, world: int = 1
     ) -> None:
-        if batch_size % world:
-            raise ConfigError(
-                f"a global batch of {batch_size} frames cannot be split over {world} processes",
-                field="training.batch_size",
-                remedy=f"use a multiple of {world}",
-            )
         if samples < batch_size:
             raise ConfigError(
                 f"{samples} frames do not fill a batch of {batch_size}",
@@ -125,8 +120,23 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
                 remedy=f"use {samples} or less, or more frames",
             )
         self.samples, self.batch_size, self.batches = samples, batch_size, batches
-        self.seed, self.rank, self.world = seed, rank, world
-        self.start = 0
+        self.seed, self.start = seed, 0
+        self.split(rank, world)
+
+    def split(self, rank: int, world: int) -> None:
+        """Become the part of one of ``world`` processes.
+
+        Raises:
+            ConfigError: a batch cannot be shared equally.
+        """
+        if self.batch_size % world:
+            raise ConfigError(
+                f"a global batch of {self.batch_size} frames cannot be split over {world} "
+                "processes",
+                field="training.batch_size",
+                remedy=f"use a multiple of {world}",
+            )
+        self.rank, self.world = rank, world
 
     @property
     def per_epoch(self) -> int:
@@ -182,6 +192,7 @@ def training_loader(
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         prefetch_factor=2 if workers else None,
+        worker_init_fn=_ignore_stop_signals,
     )
 
 
@@ -193,16 +204,60 @@ def evaluation_batches(
     Raises:
         DataError: a frame is bad.
     """
-    keys = [(0, sample) for sample in range(len(source))]
-    groups = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
+    starts = range(0, len(source), batch_size)
+    parts = [range(first, min(first + batch_size, len(source))) for first in starts]
+    return _batches_of(source, parts, workers, prepare)
+
+
+def held_out_batches(
+    source: FrameSource,
+    batch_size: int,
+    workers: int,
+    prepare: Prepare | None,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Batch]:
+    """This process's part of every batch of a validation: in order, with the draws of epoch 0.
+
+    All batches are of one size, because a contrastive loss depends on it: ``batch_size``, or all
+    frames where there are fewer; those that do not fill a batch are left out.
+
+    Raises:
+        ConfigError: fewer frames than processes.
+        DataError: a frame is bad.
+    """
+    size = min(batch_size, len(source) - len(source) % world)
+    if size == 0:
+        raise ConfigError(
+            f"{len(source)} held-out frames cannot be shared by {world} processes",
+            field="training.validate_every",
+            remedy="validate on a split with more frames, or set it to 0",
+        )
+    share = size // world
+    starts = range(rank * share, len(source) - size + rank * share + 1, size)
+    parts = [range(first, first + share) for first in starts]
+    return _batches_of(source, parts, workers, prepare)
+
+
+def _batches_of(
+    source: FrameSource, parts: Sequence[range], workers: int, prepare: Prepare | None
+) -> Iterator[Batch]:
     loader: DataLoader[Any] = DataLoader(
         source,
-        batch_sampler=groups,
+        batch_sampler=[[(0, sample) for sample in part] for part in parts],
         num_workers=workers,
         collate_fn=_Collate(prepare),
+        worker_init_fn=_ignore_stop_signals,
+        # Else every pass would advance the global generator.
+        generator=torch.Generator(),
     )
-    for loaded in loader:
-        yield good_batch(loaded)
+    return (good_batch(loaded) for loaded in loader)
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """Signals reach the whole process group; the main process ends its workers in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def good_batch(loaded: LoadedBatch) -> Batch:

@@ -1,0 +1,74 @@
+"""Pictures put the direction of travel upwards and ask about sensible points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lidarssl.experiments.pictures import PictureBook, picture_frame, query_point
+from lidarssl.frame import Frame, FrameId
+from lidarssl.report.figures import load
+from lidarssl.report.schema import Section
+from toys import MemoryDataset
+
+
+def frame_of(points: list[list[float]], semantic: list[int] | None = None) -> Frame:
+    cloud = torch.tensor(points, dtype=torch.float32)
+    labels = None if semantic is None else torch.tensor(semantic)
+    return Frame(FrameId("memory", "a", "0"), cloud, torch.ones(len(cloud)), semantic=labels)
+
+
+@pytest.mark.parametrize(("forward", "ahead"), [((1.0, 0.0), [7, 0, 1]), ((0.0, 1.0), [0, 7, 1])])
+def test_a_point_straight_ahead_lies_on_plus_x(
+    forward: tuple[float, float], ahead: list[float], tmp_path: Path
+) -> None:
+    dataset = MemoryDataset()
+    dataset.forward = forward
+    turned = PictureBook(tmp_path, dataset).points_of(frame_of([ahead]))
+    assert np.allclose(turned, [[7, 0, 1]])
+
+
+def test_left_of_the_vehicle_stays_left(tmp_path: Path) -> None:
+    dataset = MemoryDataset()
+    dataset.forward = (0.0, 1.0)
+    left = PictureBook(tmp_path, dataset).points_of(frame_of([[-3.0, 0.0, 0.0]]))
+    assert np.allclose(left, [[0, 3, 0]])
+
+
+def test_query_is_on_a_car_where_labels_say_so() -> None:
+    dataset = MemoryDataset()
+    names = dataset.classes.names
+    points = [[float(i), 0.0, 0.0] for i in range(60)]
+    labels = [0] * 30 + [1] * 30
+    classes = type(dataset.classes)((names[0], "car", names[2]), dataset.classes.colors)
+    point, what = query_point(frame_of(points, labels), classes)
+    assert 30 <= point < 60
+    assert what == "on a car"
+
+
+def test_query_is_about_ten_metres_away_without_labels() -> None:
+    points = [[float(i), 0.0, 0.0] for i in range(60)]
+    assert query_point(frame_of(points), MemoryDataset().classes) == (10, "about 10 m away")
+
+
+def test_every_picture_is_saved_and_can_be_drawn(tmp_path: Path) -> None:
+    dataset = MemoryDataset()
+    frame = picture_frame(dataset, dataset.frames("train")[0], "train")
+    book = PictureBook(tmp_path, dataset)
+    book.add_input(frame)
+    book.add_superpixels(frame, torch.zeros(48, 64, dtype=torch.int64))
+    book.add_image_labels(frame, torch.ones(48, 64, dtype=torch.int64))
+    book.add_features(frame, torch.randn(len(frame), 8), "a", "caption")
+    book.add_prediction(frame, torch.ones(len(frame), dtype=torch.int64), "a")
+    assert {record.section for record in book.records} == set(Section)
+    for record in book.records:
+        assert load(tmp_path / record.file).panels()
+
+
+def test_a_frame_without_cameras_shows_the_scan(tmp_path: Path) -> None:
+    book = PictureBook(tmp_path, MemoryDataset())
+    book.add_input(frame_of([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
+    assert [record.file for record in book.records] == ["figures/scan.npz"]
