@@ -22,6 +22,14 @@ CALIB = (
     "Tr: 0 -1 0 0.1 0 0 -1 0.2 1 0 0 0.3\n"
 )
 IDENTITY = "1 0 0 0 0 1 0 0 0 0 1 0\n"
+FOLDER_CALIBRATION = {
+    "cameras": {
+        "front": {
+            "intrinsics": [[40, 0, 24], [0, 40, 18], [0, 0, 1]],
+            "camera_from_lidar": [[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]],
+        }
+    }
+}
 
 
 def scene_points(seed: int, columns: int) -> np.ndarray:
@@ -77,16 +85,8 @@ def write_semantic_kitti(
 
 def write_folder(root: Path) -> Path:
     """Two sequences in two splits, one camera, labels, poses."""
-    calibration = {
-        "cameras": {
-            "front": {
-                "intrinsics": [[40, 0, 24], [0, 40, 18], [0, 0, 1]],
-                "camera_from_lidar": [[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]],
-            }
-        }
-    }
     classes = {"names": ["ignored", "car", "road"], "map": {"10": "car", "40": "road"}}
-    write(root / "calibration.json", json.dumps(calibration))
+    write(root / "calibration.json", json.dumps(FOLDER_CALIBRATION))
     write(root / "classes.json", json.dumps(classes))
     write(root / "splits.json", json.dumps({"train": ["monday"], "val": ["tuesday"]}))
     for sequence, count in (("monday", 3), ("tuesday", 2)):

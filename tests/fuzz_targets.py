@@ -13,6 +13,7 @@ import torch
 
 from dataset_files import (
     CALIB,
+    FOLDER_CALIBRATION,
     IDENTITY,
     image_bytes,
     npy_bytes,
@@ -165,14 +166,6 @@ def _json(value: object) -> bytes:
 
 def targets() -> list[Target]:
     table = scene_points(0, 5)
-    calibration = {
-        "cameras": {
-            "front": {
-                "intrinsics": [[40, 0, 24], [0, 40, 18], [0, 0, 1]],
-                "camera_from_lidar": [[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]],
-            }
-        }
-    }
     classes = {"names": ["ignored", "car"], "colors": [[0, 0, 0], [9, 9, 9]], "map": {"10": "car"}}
     splits = {"train": ["monday"], "val": ["tuesday"]}
     pcd = tuple(pcd_bytes(table, name) for name in ("ascii", "binary", "binary_compressed"))
@@ -199,7 +192,7 @@ def targets() -> list[Target]:
         *rows,
         Target(
             "calibration.json",
-            (_json(calibration),),
+            (_json(FOLDER_CALIBRATION),),
             lambda d: _discard(parse_folder_calibration(parse_json(d, PATH), PATH)),
         ),
         Target(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lidarssl.datasets.synthetic import Synthetic
-from lidarssl.datasets.world.config import WorldConfig
+from lidarssl.datasets.world.config import LidarConfig, SplitConfig, WorldConfig, camera_rig
 from lidarssl.experiments.downstream import (
     DESCRIPTIONS,
     Labelled,
@@ -48,6 +48,10 @@ NOTES = (
     "benchmarks/label_efficiency.py repeats the comparison with three seeds.",
 )
 
+QUICK_NOTE = (
+    "A quick run on a tiny world: it shows that everything works here. Its numbers mean nothing."
+)
+
 
 @dataclass(frozen=True)
 class DemoSettings:
@@ -59,6 +63,8 @@ class DemoSettings:
         teacher_steps: of the stand-in image encoder.
         workers: processes that generate and load.
         world: size of the synthetic world; None = the default of ``WorldConfig``.
+        probe_steps: of the linear probes.
+        image_size: (height, width) that the image encoder sees while it teaches.
     """
 
     seed: int = 0
@@ -66,6 +72,24 @@ class DemoSettings:
     teacher_steps: int = 300
     workers: int = 2
     world: WorldConfig | None = None
+    probe_steps: int = 400
+    image_size: tuple[int, int] = (128, 256)
+
+    @classmethod
+    def quick(cls, seed: int = 0, workers: int = 1) -> DemoSettings:
+        """Everything the demo does, on a tiny world and for a few steps."""
+        splits = (
+            SplitConfig("teacher", scenes=2, frames=1),
+            SplitConfig("train", scenes=4, frames=1),
+            SplitConfig("val", scenes=2, frames=1),
+        )
+        lidar = LidarConfig(beams=16, azimuth_steps=180)
+        world = WorldConfig(seed, splits, lidar, camera_rig(2, height=64, width=128))
+        return cls(seed, 4, 4, workers, world, probe_steps=20, image_size=(64, 128))
+
+    @property
+    def is_quick(self) -> bool:
+        return self == self.quick(self.seed, self.workers)
 
 
 @dataclass(frozen=True)
@@ -93,7 +117,8 @@ class Demo:
     @property
     def command(self) -> str:
         settings = self.settings
-        return f"lidarssl demo --run {self.run} --seed {settings.seed} --steps {settings.steps}"
+        size = "--quick" if settings.is_quick else f"--steps {settings.steps}"
+        return f"lidarssl demo --run {self.run} --seed {settings.seed} {size}"
 
     def pretraining(self) -> LoadedRecipe:
         """The shipped recipe, pointed at this folder."""
@@ -103,6 +128,7 @@ class Demo:
                 f"--dataset.root={self.world}",
                 f"--method.image_encoder.weights={self.teacher}",
                 f"--method.superpixels.folder={self.run / 'superpixels'}",
+                f"--method.augmentation.image_size={list(self.settings.image_size)}",
                 f"--training.steps={self.settings.steps}",
                 f"--training.seed={self.settings.seed}",
             ],
@@ -110,8 +136,14 @@ class Demo:
 
     def probe(self) -> LoadedRecipe:
         """The shipped probe with a fresh random backbone."""
-        options = [f"--dataset.root={self.world}", f"--seed={self.settings.seed}"]
-        return load(PROBE_RECIPE, options)
+        return load(
+            PROBE_RECIPE,
+            [
+                f"--dataset.root={self.world}",
+                f"--seed={self.settings.seed}",
+                f"--probe.steps={self.settings.probe_steps}",
+            ],
+        )
 
 
 @dataclass(frozen=True)
@@ -138,7 +170,7 @@ def run_demo(run: Path, settings: DemoSettings, progress: bool = True) -> Path:
     demo = Demo(run, settings, progress)
     (run / "metrics.jsonl").unlink(missing_ok=True)
     recorder = Recorder(run, "SLidR on a synthetic driving world", demo.command, settings.seed, "")
-    recorder.notes.extend(NOTES)
+    recorder.notes.extend([QUICK_NOTE, *NOTES] if settings.is_quick else NOTES)
     with recorder.stage("world", "streets, a lidar and three cameras, ray-cast"):
         world = settings.world or WorldConfig(seed=settings.seed)
         dataset = Synthetic.generate(demo.world, world, settings.workers, progress)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +45,16 @@ class DataError(LidarsslError):
 
 class ConfigError(DataError):
     """A recipe, option or combination of options that cannot be run."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error of a wrong name, with the closest right one."""
+    choices = list(known)
+    close = difflib.get_close_matches(name[:100], choices, n=1)
+    remedy = f"did you mean '{close[0]}'? " if close else ""
+    return ConfigError(
+        f"unknown {kind} '{name}'", field=kind, remedy=f"{remedy}known: {', '.join(choices)}"
+    )
 
 
 def _rebuild_data_error(

@@ -171,5 +171,5 @@ def test_distance_bins_split_the_confusion() -> None:
 
 
 def test_unknown_protocol() -> None:
-    with pytest.raises(ConfigError, match="choose one of nan"):
+    with pytest.raises(ConfigError, match="known: nan, slidr"):
         iou_report(TOY, "voc")

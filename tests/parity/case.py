@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import importlib.util
 import json
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,11 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GOLDENS = Path(os.environ.get("LIDARSSL_GOLDENS", REPOSITORY.parent / "shared" / "goldens"))
+"""Where the reference outputs are."""
 
 
 @dataclass
@@ -32,8 +38,8 @@ class Case:
 
     @cached_property
     def fill(self) -> ModuleType:
-        """The weight rule, ``fill.py`` beside the cases (or one folder up)."""
-        for root in (self.folder.parent, self.folder.parent.parent):
+        """The weight rule: ``fill.py`` beside the cases, one folder up, or with the goldens."""
+        for root in (self.folder.parent, self.folder.parent.parent, GOLDENS):
             if (root / "fill.py").is_file():
                 spec = importlib.util.spec_from_file_location("goldens_fill", root / "fill.py")
                 assert spec is not None

@@ -114,7 +114,7 @@ def test_nothing_half_written_under_a_final_name(
     def out_of_space(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(room.os, "replace", out_of_space)
+    monkeypatch.setattr(Path, "replace", out_of_space)
     with pytest.raises(OSError, match="space"):
         save_superpixels(tmp_path / "a.png", torch.zeros((3, 3), dtype=torch.int64))
     assert list(tmp_path.iterdir()) == []

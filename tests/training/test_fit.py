@@ -1,125 +1,87 @@
-"""Runs on disk: logs, exact resume after a kill, two processes."""
+"""Runs on disk: what is trained and logged, and what must not change it."""
 
 from __future__ import annotations
 
-import json
+import csv
+import logging
 import os
-import signal
 import subprocess
 import sys
-import textwrap
 import time
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from lidarssl.errors import ConfigError, DataError
-from lidarssl.frame import Field
-from lidarssl.training.fit import FitResult, Training, fit
+from lidarssl.tasks.semantic import SemanticSegmentation
+from lidarssl.training.fit import Training, fit
 from lidarssl.training.learner import Optimizer, Schedule, build_optimizer
+from lidarssl.transforms.base import Transform
+from methods.small import backbone, build, methods
 from toys import MemoryDataset, ToyModule
-
-SETTINGS = Training(
-    batch_size=4,
-    steps=24,
-    optimizer=Optimizer("adamw", lr=1e-2),
-    schedule=Schedule("warmup_cosine", warmup=0.1),
-    workers=0,
-    checkpoint_every=5,
-    log_every=4,
-    accelerator="cpu",
-)
-
-
-def train(
-    run: Path, settings: Training = SETTINGS, resume: bool = False, **data: object
-) -> FitResult:
-    torch.manual_seed(0)
-    module, dataset = ToyModule(), MemoryDataset(**data)  # type: ignore[arg-type]
-    result = fit(
-        module, dataset, dataset.frames("train"), Field.NONE, [], settings, run, "toy",
-        resume=resume, progress=False,
-    )  # fmt: skip
-    torch.save(module.state_dict(), run / "final.pt")
-    return result
-
-
-def final(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "final.pt", weights_only=True)
+from training.runs import SETTINGS, final, rows, same_weights, settings, train
 
 
 def test_loss_falls_and_is_logged(tmp_path: Path) -> None:
     assert train(tmp_path).steps == 24
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if "loss" in row]
-    assert losses[-1] < losses[0]
-    assert rows[0]["stage"] == "toy"
-    assert (tmp_path / "logs" / "toy" / "metrics.csv").is_file()
+    logged = rows(tmp_path)
+    assert [row["step"] for row in logged] == [3, 7, 11, 15, 19, 23]
+    assert [row["epoch"] for row in logged] == [1, 2, 3, 5, 6, 7]
+    assert {row["stage"] for row in logged} == {"toy"}
+    assert set(logged[0]) == {"stage", "step", "epoch", "loss", "error", "lr"}
+    assert logged[-1]["loss"] < logged[0]["loss"]
+    with (tmp_path / "logs" / "toy" / "metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [{key: float(value) for key, value in line.items()} for line in table] == [
+        {key: value for key, value in row.items() if key != "stage"} for row in logged
+    ]
     assert list((tmp_path / "logs" / "toy").glob("events.out.tfevents*"))
+
+
+def test_the_last_step_of_a_short_run_is_logged(tmp_path: Path) -> None:
+    train(tmp_path, settings(steps=2))
+    assert [row["step"] for row in rows(tmp_path)] == [1]
 
 
 def test_same_seed_same_weights_and_other_seed_other_weights(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(tmp_path / name, Training(**{**vars(SETTINGS), "seed": seed}))
-    a, b, c = (final(tmp_path / name) for name in "abc")
-    assert all(torch.equal(a[key], b[key]) for key in a)
-    assert not all(torch.equal(a[key], c[key]) for key in a)
+        train(tmp_path / name, settings(seed=seed))
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    assert not same_weights(tmp_path / "a", tmp_path / "c")
 
 
-KILLED = """
-import sys
-sys.path[:0] = [{tests!r}]
-from pathlib import Path
-from training.test_fit import SETTINGS, train
-from toys import ToyModule
-import os, signal, lidarssl.training.learner as learner
-before = learner.Learner.training_step
-def step(self, batch, batch_idx):
-    if batch_idx == {at}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return before(self, batch, batch_idx)
-learner.Learner.training_step = step
-train(Path({run!r}))
-"""
-
-
-@pytest.mark.parametrize("at", [7, 13])
-def test_killed_run_resumes_to_the_same_weights(tmp_path: Path, at: int) -> None:
-    train(tmp_path / "whole")
-    run = tmp_path / "killed"
-    tests = str(Path(__file__).resolve().parents[1])
-    code = KILLED.format(tests=tests, at=at, run=str(run))
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert not (run / "final.pt").exists()
-    assert train(run, resume=True).steps == 24
-    whole, resumed = final(tmp_path / "whole"), final(run)
-    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-
-
-def test_resume_without_checkpoint_and_of_another_architecture(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no checkpoint to resume from"):
-        train(tmp_path, resume=True)
-    train(tmp_path)
-    dataset = MemoryDataset()
-    other = torch.nn.Linear(1, 1)
-    other.training_step = None  # type: ignore[assignment]
-    with pytest.raises(ConfigError, match="another architecture"):
-        fit(
-            other, dataset, dataset.frames("train"), Field.NONE, [], SETTINGS, tmp_path, "toy",
-            resume=True, progress=False,
-        )  # fmt: skip
+def test_a_normal_run_says_nothing_and_leaves_no_trace(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trainer_log = logging.getLogger("pytorch_lightning")
+    level, filters = trainer_log.level, list(warnings.filters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(tmp_path, settings(steps=3, validate_every=2))
+    assert capfd.readouterr() == ("", "")
+    assert trainer_log.level == level
+    assert warnings.filters == filters
 
 
 def test_bad_sample_policies(tmp_path: Path) -> None:
+    bad = MemoryDataset(bad=(3,))
     with pytest.raises(DataError, match=r"0003\.bin"):
-        train(tmp_path / "raise", bad=(3,))
-    skip = Training(**{**vars(SETTINGS), "bad_samples": "skip"})
-    assert train(tmp_path / "skip", skip, bad=(3,)).skipped == 8
-    ceiling = Training(**{**vars(skip), "max_skipped": 2})
-    with pytest.raises(DataError, match="more than training.max_skipped"):
-        train(tmp_path / "ceiling", ceiling, bad=(3,))
+        train(tmp_path / "raise", dataset=bad)
+    assert train(tmp_path / "skip", settings(bad_samples="skip"), dataset=bad).skipped == 8
+    ceiling = settings(bad_samples="skip", max_skipped=2)
+    with pytest.raises(DataError, match=r"more than training\.max_skipped"):
+        train(tmp_path / "ceiling", ceiling, dataset=bad)
+
+
+def test_a_batch_larger_than_the_data_leaves_the_old_log(tmp_path: Path) -> None:
+    train(tmp_path, settings(steps=2))
+    with pytest.raises(ConfigError, match="do not fill a batch"):
+        train(tmp_path, settings(batch_size=40))
+    assert len(rows(tmp_path)) == 1
 
 
 def test_cosine_per_epoch_is_stepped_once_per_epoch() -> None:
@@ -135,20 +97,65 @@ def test_head_has_its_own_rate() -> None:
     assert [(group["lr"], len(group["params"])) for group in groups] == [(0.1, 4), (2.0, 2)]
 
 
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_gradient_clip_bounds_the_step(tmp_path: Path, clip: float | None) -> None:
+    plain = Optimizer("sgd", 1.0, weight_decay=0, momentum=0, dampening=0, gradient_clip=clip)
+    module = ToyModule()
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    training = settings(steps=1, optimizer=plain, schedule=Schedule("constant"))
+    train(tmp_path, training, module=module)
+    moved = [new - old for new, old in zip(module.parameters(), before, strict=True)]
+    length = torch.cat([change.flatten() for change in moved]).norm().item()
+    if clip is None:
+        assert length > 0.01
+    else:
+        assert length == pytest.approx(clip, rel=1e-3)
+
+
+def a_few_steps(
+    run: Path, module: nn.Module, transforms: Sequence[Transform], precision: str
+) -> list[float]:
+    dataset = MemoryDataset(4, cameras=2)
+    training = Training(
+        batch_size=2, steps=2, workers=0, log_every=1, accelerator="cpu", precision=precision,
+        optimizer=Optimizer("adamw", lr=1e-3), schedule=Schedule("constant"),
+    )  # fmt: skip
+    fit(
+        module, dataset, dataset.frames("train"), module.needs, transforms, training, run, "some",
+        progress=False,
+    )  # fmt: skip
+    assert all(torch.isfinite(value).all() for value in module.state_dict().values())
+    assert all(value.dtype != torch.bfloat16 for value in module.state_dict().values())
+    return [row["loss"] for row in rows(run)]
+
+
+@pytest.mark.parametrize("cls", [*methods(), SemanticSegmentation], ids=lambda cls: cls.__name__)
+def test_mixed_precision_trains_nearly_the_same(tmp_path: Path, cls: type) -> None:
+    losses = {}
+    for precision in ("32-true", "bf16-mixed"):
+        torch.manual_seed(0)
+        segments = cls is SemanticSegmentation
+        module = SemanticSegmentation(backbone(), 3) if segments else build(cls)
+        run = tmp_path / precision
+        losses[precision] = a_few_steps(run, module, module.transforms(True), precision)
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.05)
+    assert losses["bf16-mixed"] != losses["32-true"]
+
+
 TWO_PROCESSES = """
 import sys
 sys.path[:0] = [{tests!r}]
 from pathlib import Path
-from training.test_fit import SETTINGS, train
-train(Path({run!r}))
+from training.runs import settings, train
+train(Path({run!r}), settings(validate_every=8))
 """
 
 
 def test_two_processes_under_torchrun_equal_one(tmp_path: Path) -> None:
-    train(tmp_path / "one")
+    train(tmp_path / "one", settings(validate_every=8))
     script = tmp_path / "two.py"
     tests = str(Path(__file__).resolve().parents[1])
-    script.write_text(textwrap.dedent(TWO_PROCESSES.format(tests=tests, run=str(tmp_path / "two"))))
+    script.write_text(TWO_PROCESSES.format(tests=tests, run=str(tmp_path / "two")))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     start = time.monotonic()
@@ -159,3 +166,12 @@ def test_two_processes_under_torchrun_equal_one(tmp_path: Path) -> None:
     one, two = final(tmp_path / "one"), final(tmp_path / "two")
     for key, value in one.items():
         assert torch.allclose(value, two[key], atol=1e-4), key
+    for left, right in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert left.keys() == right.keys()
+        assert left["step"] == right["step"]
+        assert left.get("val_loss") == pytest.approx(right.get("val_loss"), rel=1e-3)
+
+
+def test_settings_of_the_tests_are_those_of_a_short_run() -> None:
+    assert SETTINGS.total_steps(12) == 24
+    assert settings(steps=None, epochs=3).total_steps(13) == 9

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lidarssl.errors import ConfigError
 from lidarssl.frame import PointBatch
+from lidarssl.geometry.keys import site_keys
 from lidarssl.geometry.voxels import VoxelSize, voxelize
-from lidarssl.sparse.keys import site_keys
 from lidarssl.sparse.maps import KernelMaps, Rows
 
 _COLUMNS: dict[str, Callable[[PointBatch], Tensor]] = {

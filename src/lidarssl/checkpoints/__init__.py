@@ -1,8 +1,9 @@
 """Weights on disk: safetensors with a card inside, read without ever unpickling code."""
 
 from lidarssl.checkpoints.card import Architecture, Card
-from lidarssl.checkpoints.files import Checkpoint, load, read_state, save
+from lidarssl.checkpoints.files import Checkpoint, load, save
 from lidarssl.checkpoints.matching import LoadReport, load_into
+from lidarssl.weights import read_state
 
 __all__ = [
     "Architecture",

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lidarssl.checkpoints.files import read_content, state_of, weights_file
 from lidarssl.errors import ConfigError, DataError
+from lidarssl.weights import read_content, state_of, weights_file
 
 Branch = Literal["points", "images"]
 BRANCH_PREFIXES: dict[Branch, tuple[str, ...]] = {
@@ -70,7 +70,7 @@ def read_reference(path: str | Path, branch: Branch = "points") -> ReferenceChec
         branch: the network to take from a file that holds several.
 
     Raises:
-        DataError: as :func:`lidarssl.checkpoints.read_state`, or the file lacks the branch.
+        DataError: as :func:`lidarssl.weights.read_state`, or the file lacks the branch.
     """
     path = weights_file(path)
     content = read_content(path)

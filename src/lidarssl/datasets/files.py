@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -12,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lidarssl.errors import ConfigError, DataError
+from lidarssl.errors import DataError
 
 MEBIBYTE = 1 << 20
 POINT_FILE_LIMIT = 512 * MEBIBYTE
@@ -237,12 +236,3 @@ def list_names(folder: Path, suffixes: Iterable[str]) -> list[str]:
     except OSError:
         return []
     return sorted(name for name in names if name.endswith(endings) and not name.startswith("."))
-
-
-def unknown_name(kind: str, name: str, known: Sequence[str]) -> ConfigError:
-    """The error of a wrong name, with the closest right one."""
-    close = difflib.get_close_matches(name, known, n=1)
-    remedy = f"did you mean '{close[0]}'? " if close else ""
-    return ConfigError(
-        f"unknown {kind} '{name}'", field=kind, remedy=f"{remedy}known: {', '.join(known)}"
-    )

@@ -18,7 +18,6 @@ from lidarssl.datasets.files import (
     list_names,
     read_bytes,
     read_json,
-    unknown_name,
 )
 from lidarssl.datasets.folder_files import (
     CameraCalibration,
@@ -40,7 +39,7 @@ from lidarssl.datasets.point_files import (
     parse_labels,
     parse_npy,
 )
-from lidarssl.errors import DataError
+from lidarssl.errors import DataError, unknown_name
 from lidarssl.frame import Camera, Field, Frame, FrameId
 
 POINT_SUFFIXES = (".bin", ".npy", ".pcd", ".ply")

@@ -24,7 +24,6 @@ from lidarssl.datasets.files import (
     read_bytes,
     read_json,
     resolve_inside,
-    unknown_name,
 )
 from lidarssl.datasets.folder_files import parse_splits
 from lidarssl.datasets.image_files import check_scale, read_image, resize_intrinsics
@@ -46,7 +45,7 @@ from lidarssl.datasets.point_files import (
     parse_bin,
     parse_labels,
 )
-from lidarssl.errors import ConfigError, DataError
+from lidarssl.errors import ConfigError, DataError, unknown_name
 from lidarssl.frame import Camera, Field, Frame, FrameId
 from lidarssl.geometry.poses import invert_pose
 

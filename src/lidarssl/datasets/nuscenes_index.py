@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lidarssl.datasets.files import check_name, unknown_name
+from lidarssl.datasets.files import check_name
 from lidarssl.datasets.nuscenes_tables import (
     CalibratedSensor,
     Category,
@@ -31,7 +31,7 @@ from lidarssl.datasets.nuscenes_tables import (
     Sensor,
     read_rows,
 )
-from lidarssl.errors import DataError
+from lidarssl.errors import DataError, unknown_name
 from lidarssl.frame import Boxes
 from lidarssl.geometry.poses import pose_from_quaternion
 

@@ -23,7 +23,6 @@ from lidarssl.datasets.files import (
     TEXT_FILE_LIMIT,
     list_names,
     read_bytes,
-    unknown_name,
 )
 from lidarssl.datasets.image_files import check_scale, read_image, resize_intrinsics
 from lidarssl.datasets.kitti_files import Calibration, parse_calibration, parse_poses
@@ -34,7 +33,7 @@ from lidarssl.datasets.point_files import (
     parse_bin,
     parse_labels,
 )
-from lidarssl.errors import DataError
+from lidarssl.errors import DataError, unknown_name
 from lidarssl.frame import Camera, Field, Frame, FrameId
 from lidarssl.geometry.poses import invert_pose
 

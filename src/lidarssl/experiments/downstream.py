@@ -19,7 +19,13 @@ from lidarssl.experiments.pictures import (
     point_predictions,
 )
 from lidarssl.experiments.probing import Judged, ProbeRun
-from lidarssl.experiments.record import RECIPE_FILE, Recorder, architecture, load_backbone
+from lidarssl.experiments.record import (
+    RECIPE_FILE,
+    Recorder,
+    architecture,
+    load_backbone,
+    skipped_note,
+)
 from lidarssl.experiments.scoring import (
     class_row,
     efficiency_row,
@@ -147,7 +153,7 @@ def _train(
         adapt_batch_norm(backbone, frames.batches(few, backbone), device)
     name = _protocol(recipe).value
     with recorder.stage(name, f"{method}, {len(frames.train)} labelled frames"):
-        task = train_task(recipe, frames, recorder.run, resume, progress)
+        task = train_task(recipe, frames, recorder, resume, progress)
     with recorder.stage("evaluate", f"{len(frames.val)} frames of {recipe.val_split}"):
         val = frames.batches(frames.val, backbone)
         matrix = evaluate(task, val, device, frames.val_batches, progress)
@@ -155,7 +161,7 @@ def _train(
 
 
 def train_task(
-    recipe: SegmentationRecipe, frames: Labelled, run: Path, resume: bool, progress: bool
+    recipe: SegmentationRecipe, frames: Labelled, recorder: Recorder, resume: bool, progress: bool
 ) -> SemanticSegmentation:
     """Train all weights, or the head alone when the task freezes its backbone."""
     task = recipe.task
@@ -170,12 +176,13 @@ def train_task(
         task.set_class_weights(label_counts(frames.batches(frames.train), task.num_classes))
     result = fit(
         task, recipe.dataset, frames.train, Field.SEMANTIC, task.transforms(True),
-        recipe.training, run, _protocol(recipe).value,
+        recipe.training, recorder.run, _protocol(recipe).value,
         prepare=task.backbone.prepare, resume=resume, progress=progress,
         val_ids=frames.val, val_transforms=task.transforms(False),
     )  # fmt: skip
     if result.interrupted:
         raise KeyboardInterrupt
+    recorder.notes.extend(skipped_note(result.skipped))
     return task
 
 
@@ -200,8 +207,8 @@ def _finish(
     matrices = {one.method: one.matrices for one in judged}
     with recorder.stage("look-up", "the baseline without a network"):
         matrices[LOOK_UP] = [lookup_confusion(frames)]
-    protocols = {method: protocol for method in matrices} | {LOOK_UP: Protocol.LOOKUP}
-    book = PictureBook(run)
+    protocols = dict.fromkeys(matrices, protocol) | {LOOK_UP: Protocol.LOOKUP}
+    book = PictureBook(run, frames.dataset)
     for one in judged:
         add_downstream_pictures(one.task, frames, recipe.val_split, book, one.method, device)
     Results(
@@ -287,7 +294,7 @@ def _recipe_of(run: Path) -> Path:
         raise DataError(
             "the run has not finished: it holds no trained task",
             path=task,
-            remedy="finish it: the same command with --resume",
+            remedy="run it again; `lidarssl finetune` goes on with --resume",
         )
     return path
 
@@ -302,7 +309,6 @@ def add_downstream_pictures(
 ) -> None:
     """Truth, prediction, mistakes and features of the first evaluated frame."""
     frame = picture_frame(frames.dataset, frames.val[0], split)
-    classes = frames.dataset.classes
-    book.add_prediction(frame, point_predictions(task, frame, device), classes, name)
+    book.add_prediction(frame, point_predictions(task, frame, device), name)
     features = point_features(task.backbone, frame, device)
-    book.add_features(frame, features, classes, name, "Compare it with another network's.")
+    book.add_features(frame, features, name, "Compare it with another network's.")

@@ -34,7 +34,7 @@ def picture_frame(dataset: Dataset, frame: FrameId, split: str) -> Frame:
     wanted = Field.IMAGES | Field.SEMANTIC | Field.IMAGE_LABELS
     loaded = dataset.load(frame, wanted & dataset.provides(split))
     if any(camera.image is not None for camera in loaded.cameras):
-        loaded = MatchPixels()(loaded, np.random.default_rng(0))
+        loaded = MatchPixels(allow_none=True)(loaded, np.random.default_rng(0))
     return loaded
 
 

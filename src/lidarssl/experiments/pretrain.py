@@ -14,7 +14,7 @@ from torch import Tensor
 from lidarssl import checkpoints
 from lidarssl.distributed import rank
 from lidarssl.experiments.pictures import PictureBook, picture_frame, point_features
-from lidarssl.experiments.record import STUDENT_FILE, Recorder, architecture
+from lidarssl.experiments.record import STUDENT_FILE, Recorder, architecture, skipped_note
 from lidarssl.frame import Batch, FrameId
 from lidarssl.methods.base import Method
 from lidarssl.methods.slidr import Slidr
@@ -47,7 +47,7 @@ def pretrain_recipe(
         run, recipe.about.title or run.name, command, recipe.training.seed, loaded.resolved
     )
     with recorder.stage("pretrain", f"{type(recipe.method).__name__} on unlabelled frames"):
-        train_student(recipe, loaded.resolved, run, resume, progress)
+        train_student(recipe, loaded.resolved, run, resume, progress, notes=recorder.notes)
     if rank() == 0:
         book = PictureBook(run, recipe.dataset)
         add_pretraining_pictures(recipe, book)
@@ -64,13 +64,21 @@ def train_student(
     progress: bool = True,
     stage: str | None = None,
     append_metrics: bool = False,
+    notes: list[str] | None = None,
 ) -> Path:
     """Train the method and save its student with a card.
+
+    Args:
+        recipe: what to run.
+        resolved: the recipe as YAML.
+        run, resume, progress, stage, append_metrics: see ``fit``.
+        notes: receives what a reader of the run should know.
 
     Returns:
         The weights file.
     """
     method, dataset, training = recipe.method, recipe.dataset, recipe.training
+    choose_device(training.accelerator)
     check_needs(method.needs, dataset, recipe.train_split, type(method).__name__)
     held_out = _held_out(recipe) if training.validate_every else []
     name = type(method).__name__.lower()
@@ -82,6 +90,8 @@ def train_student(
     )  # fmt: skip
     if result.interrupted:
         raise KeyboardInterrupt
+    if notes is not None:
+        notes.extend(skipped_note(result.skipped))
     card = checkpoints.Card(
         architecture(method.student, resolved, "method", "backbone"),
         recipe=name,

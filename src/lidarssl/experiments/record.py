@@ -16,6 +16,7 @@ from torch import nn
 from lidarssl import __version__, checkpoints
 from lidarssl.backbones.base import Backbone
 from lidarssl.checkpoints.reference import read_reference
+from lidarssl.errors import ConfigError, DataError
 from lidarssl.experiments.doctor import device_name, versions
 from lidarssl.report.schema import RunRecord, Stage
 
@@ -36,6 +37,9 @@ class Recorder:
         command: what repeats the run.
         seed: of the run.
         recipe: resolved YAML.
+
+    Raises:
+        ConfigError: the run folder cannot be made.
     """
 
     run: Path
@@ -48,7 +52,7 @@ class Recorder:
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.run.mkdir(parents=True, exist_ok=True)
+        make_folder(self.run)
         (self.run / RECIPE_FILE).write_text(self.recipe)
         self.save()
 
@@ -77,6 +81,36 @@ class Recorder:
         ).save(self.run)
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        raise ConfigError(
+            "a file is where the run folder should be"
+            if in_the_way
+            else f"the run folder cannot be made ({error.strerror})",
+            path=folder,
+            field="--run",
+            remedy="choose another folder with --run",
+        ) from error
+
+
+def skipped_note(count: int) -> list[str]:
+    """The sentence of a run that replaced ``count`` bad samples; nothing when there was none."""
+    if not count:
+        return []
+    return [
+        f"{count} bad samples were skipped and replaced by the next good ones "
+        "(training.bad_samples: skip)."
+    ]
+
+
 def architecture(module: nn.Module, resolved: str, *keys: str) -> checkpoints.Architecture:
     """The class of a module and the arguments that a resolved recipe built it with.
 
@@ -101,11 +135,21 @@ def load_backbone(backbone: Backbone, path: Path, wanted: checkpoints.Architectu
         ConfigError: the checkpoint is of another architecture.
         DataError: not a checkpoint.
     """
-    if path.is_dir() and (path / STUDENT_FILE).is_file():
+    if path.is_dir():
         path = path / STUDENT_FILE
+    if not path.is_file():
+        raise DataError(
+            "no such checkpoint",
+            path=path,
+            field="--checkpoint",
+            remedy="give a weights file, or the run folder of a finished `lidarssl pretrain`",
+        )
     if path.suffix == ".safetensors":
         loaded = checkpoints.load(path)
-        wanted.check_same(loaded.card.architecture, ignore=FREE_ARGUMENTS)
+        try:
+            wanted.check_same(loaded.card.architecture, ignore=FREE_ARGUMENTS)
+        except ConfigError as error:
+            raise ConfigError(error.problem, path=path, remedy=error.remedy) from error
         checkpoints.load_into(backbone, loaded, drop=("final.",))
         return loaded.card.recipe or path.stem
     reference = read_reference(path)

@@ -51,9 +51,17 @@ def train_teacher(
         run: folder for logs; None keeps none.
 
     Raises:
-        ConfigError: the split has no image labels.
+        ConfigError: the split has no image labels, or ``output`` is no weights file.
     """
     fields = Field.IMAGES | Field.IMAGE_LABELS
+    if output.is_dir() or output.suffix != ".safetensors":
+        raise ConfigError(
+            "cannot become the weights file",
+            path=output,
+            field="output",
+            remedy="give a file name that ends in .safetensors",
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
     check_needs(fields, dataset, split, "the teacher")
     ids = dataset.frames(split)
     if not ids:
@@ -84,7 +92,6 @@ def train_teacher(
         if run is None:
             shutil.rmtree(folder, ignore_errors=True)
     encoder.fit_feature_statistics(images.split(16))
-    output.parent.mkdir(parents=True, exist_ok=True)
     encoder.save(output)
 
 

@@ -20,14 +20,14 @@ SLidR, ALSO and NCLR, and the quantisation of MinkowskiEngine 0.5.4 and torchspa
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lidarssl.errors import ConfigError, DataError
+from lidarssl.errors import ConfigError, DataError, unknown_name
+from lidarssl.geometry.keys import site_keys
 
 LARGEST_CELL = 2**31 - 1
 """Sparse-convolution libraries keep cells in 32 bits."""
@@ -64,7 +64,7 @@ def voxelize(points: Tensor, rule: str, voxel_size: VoxelSize) -> Voxels:
         DataError: a point that is not finite, or too far away for 32-bit cells.
     """
     cells = cell_coordinates(points, rule, voxel_size)
-    sorted_keys, inverse = torch.unique(_sort_keys(cells), return_inverse=True)
+    sorted_keys, inverse = torch.unique(site_keys(cells), return_inverse=True)
     index = _first_rows(inverse, sorted_keys.shape[0])
     if not _RULES[rule].sorted:
         index, order = index.sort()
@@ -77,12 +77,7 @@ def voxelize(points: Tensor, rule: str, voxel_size: VoxelSize) -> Voxels:
 def cell_coordinates(points: Tensor, rule: str, voxel_size: VoxelSize) -> Tensor:
     """Cell of every point, (N, 3) int64; arguments and errors as ``voxelize``."""
     if rule not in _RULES:
-        close = difflib.get_close_matches(rule, _RULES, 1, 0.3)
-        raise ConfigError(
-            f"there is no voxelisation rule '{rule}'",
-            field="rule",
-            remedy=f"did you mean '{close[0]}'?" if close else f"choose one of {sorted(_RULES)}",
-        )
+        raise unknown_name("rule", rule, _RULES)
     size = _size_tensor(voxel_size, rule, points.device)
     if points.ndim != 2 or points.shape[1] != 3:
         raise DataError(f"points are {tuple(points.shape)}, not (N, 3)", field="points")
@@ -155,18 +150,6 @@ def _to_integer(cells: Tensor) -> Tensor:
             remedy="remove such points when the frame is loaded, and check that the unit is metres",
         )
     return cells.to(torch.int64)
-
-
-def _sort_keys(cells: Tensor) -> Tensor:
-    """(N,) int64 that compare as the rows of ``cells`` (N, 3) do."""
-    if cells.shape[0] == 0:
-        return cells.new_zeros(0)
-    low, high = torch.aminmax(cells, dim=0)
-    span_x, span_y, span_z = (high - low + 1).tolist()
-    if span_x * span_y * span_z >= 2**63:
-        return torch.unique(cells, dim=0, return_inverse=True)[1]
-    x, y, z = (cells - low).unbind(1)
-    return (x * span_y + y) * span_z + z
 
 
 def _first_rows(group: Tensor, count: int) -> Tensor:

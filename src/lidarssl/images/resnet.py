@@ -10,13 +10,7 @@ from torch import Tensor, nn
 
 from lidarssl.errors import ConfigError, DataError, require
 from lidarssl.images.frozen import FreezableEncoder
-from lidarssl.images.weights import (
-    check_shapes,
-    find_network,
-    is_pretrained_source,
-    load_transformers,
-    read_state_dict,
-)
+from lidarssl.images.weights import OriginalLayout, build_encoder
 
 # depth -> (block, blocks per stage, channels per stage)
 _ARCHITECTURES: dict[int, tuple[str, list[int], list[int]]] = {
@@ -86,18 +80,17 @@ def _build(depth: int, weights: str | Path | None) -> Any:
     transformers = require("transformers", "images")
     block, depths, channels = _architecture(depth)
     config = transformers.ResNetConfig(layer_type=block, depths=depths, hidden_sizes=channels)
-    if weights is None:
-        return transformers.ResNetModel(config)
-    if is_pretrained_source(weights):
-        return load_transformers(transformers.ResNetModel, config, source=weights)
-    state = read_state_dict(weights)
-    network = find_network(state, _TORCHVISION_ANCHOR, _TORCHVISION_HEADS)
-    if network is not None:
-        own = transformers.ResNetModel(config).state_dict()
-        expected = {torchvision_key(key): tuple(value.shape) for key, value in own.items()}
-        check_shapes(network, expected, weights)
-        state = {transformers_key(key): value for key, value in network.items()}
-    return load_transformers(transformers.ResNetModel, config, source=weights, state=state)
+    layout = OriginalLayout(
+        _TORCHVISION_ANCHOR,
+        _TORCHVISION_HEADS,
+        shapes=lambda: _torchvision_shapes(transformers.ResNetModel(config)),
+        to_transformers=lambda state: {transformers_key(key): state[key] for key in state},
+    )
+    return build_encoder(transformers.ResNetModel, config, weights, layout)
+
+
+def _torchvision_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {torchvision_key(key): tuple(value.shape) for key, value in model.state_dict().items()}
 
 
 def replace_stride_with_dilation(model: nn.Module) -> None:

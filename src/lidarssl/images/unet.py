@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.images.frozen import FreezableEncoder
-from lidarssl.images.weights import check_shapes, read_state_dict
+from lidarssl.images.weights import check_shapes
+from lidarssl.replacing import replacing
+from lidarssl.weights import read_safetensors
 
 _CHANNELS = (24, 48, 96, 128)  # at strides 2, 4, 8, 16
 _DILATIONS = ((1,), (1, 1), (2, 2), (2, 4))  # of the convolutions after the strided one
@@ -144,7 +146,8 @@ class SmallUNet(FreezableEncoder):
         header = json.dumps(asdict(SmallUNetShape(self.out_channels, self.num_classes)))
         # Files hold tensors in their plain layout, whatever memory format they train in.
         state = {key: value.detach().contiguous() for key, value in self.state_dict().items()}
-        save_file(state, path, metadata={_HEADER: header})
+        with replacing(Path(path)) as partial:
+            save_file(state, partial, metadata={_HEADER: header})
 
     def _raw_features(self, images: Tensor) -> Tensor:
         maps = []
@@ -161,7 +164,8 @@ class SmallUNet(FreezableEncoder):
         return features
 
     def _load(self, path: Path) -> None:
-        state, header = read_state_dict(path), _read_header(path)
+        state, metadata = read_safetensors(path)
+        header = _parse_header(metadata, path)
         asked = SmallUNetShape(self.out_channels, self.num_classes)
         if self.num_classes is None:
             state = {k: v for k, v in state.items() if not k.startswith("classifier.")}
@@ -189,17 +193,14 @@ def _convolution(before: int, after: int, stride: int = 1, dilation: int = 1) ->
     )
 
 
-def _read_header(path: Path) -> SmallUNetShape:
-    from safetensors import SafetensorError, safe_open
-
+def _parse_header(metadata: Mapping[str, str], path: Path) -> SmallUNetShape:
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_HEADER])
+        header = json.loads(metadata[_HEADER])
         classes = header["num_classes"]
         return SmallUNetShape(
             int(header["out_channels"]), None if classes is None else int(classes)
         )
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(
             "was not written by SmallUNet.save",
             path=path,

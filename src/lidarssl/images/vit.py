@@ -12,16 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lidarssl.errors import ConfigError, require
+from lidarssl.errors import ConfigError, require, unknown_name
 from lidarssl.images.frozen import FreezableEncoder
 from lidarssl.images.vit_keys import ANCHOR, HEADS, to_transformers
-from lidarssl.images.weights import (
-    check_shapes,
-    find_network,
-    is_pretrained_source,
-    load_transformers,
-    read_state_dict,
-)
+from lidarssl.images.weights import OriginalLayout, build_encoder
 
 
 @dataclass(frozen=True)
@@ -203,27 +197,16 @@ def resample_positions(
 
 def _named(name: str) -> ViTArchitecture:
     if name not in ARCHITECTURES:
-        raise ConfigError(
-            f"no vision transformer named '{name}'",
-            field="architecture",
-            remedy=f"one of {', '.join(ARCHITECTURES)}",
-        )
+        raise unknown_name("architecture", name, ARCHITECTURES)
     return ARCHITECTURES[name]
 
 
 def _build(shape: ViTArchitecture, weights: str | Path | None) -> Any:
     model_class, config, arguments = _transformers_model(shape)
-    if weights is None:
-        model = model_class(config, **arguments)
-    elif is_pretrained_source(weights):
-        model = load_transformers(model_class, config, source=weights, **arguments)
-    else:
-        state = read_state_dict(weights)
-        original = find_network(state, ANCHOR, HEADS)
-        if original is not None:
-            check_shapes(original, shape.shapes(), weights)
-            state = to_transformers(original, shape.family)
-        model = load_transformers(model_class, config, source=weights, state=state, **arguments)
+    layout = OriginalLayout(
+        ANCHOR, HEADS, shape.shapes, partial(to_transformers, family=shape.family)
+    )
+    model = build_encoder(model_class, config, weights, layout, **arguments)
     # Nothing is masked here, and a parameter that never gets a gradient stops DDP.
     model.embeddings.mask_token = None
     model.embeddings.interpolate_pos_encoding = partial(

@@ -1,11 +1,11 @@
-"""Weights of published image encoders: read without unpickling code, checked key by key."""
+"""Weights of published image encoders: where files keep the network, checked key by key."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lidarssl.errors import ConfigError, DataError
+from lidarssl.weights import read_state, reason
 
 # Where trainers put the network in their checkpoints: top-level entry, then key prefix.
 CONTAINERS = ("state_dict", "model", "network", "teacher", "model_images")
@@ -31,81 +32,54 @@ _WEIGHT_SUFFIXES = {".pt", ".pth", ".tar", ".bin", ".ckpt", ".pkl", ".safetensor
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, whichever entry of the checkpoint holds them.
+@dataclass(frozen=True)
+class OriginalLayout:
+    """How the files of a network's own authors hold it.
+
+    Attributes:
+        anchor: a key that the network is known by.
+        heads: key prefixes of its heads, which are left out.
+        shapes: returns the shape of every tensor, by key.
+        to_transformers: the tensors under the keys of transformers' checkpoint files.
+    """
+
+    anchor: str
+    heads: Sequence[str]
+    shapes: Callable[[], Mapping[str, tuple[int, ...]]]
+    to_transformers: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+def build_encoder(
+    model_class: Any,
+    config: Any,
+    weights: str | Path | None,
+    layout: OriginalLayout,
+    **arguments: Any,
+) -> Any:
+    """A transformers model with the weights of a file, folder or hub id.
 
     Args:
-        path: a safetensors file, or a file of ``torch.save``.
+        model_class: class of the model.
+        config: its architecture; a checkpoint of another one is an error.
+        weights: a file in this layout or that of transformers; a folder written by
+            ``save_pretrained``; a hub id; None for random weights.
+        layout: of files that are not in the layout of transformers.
+        arguments: further arguments of the model's constructor.
 
     Raises:
-        DataError: the file is missing, damaged, holds anything but plain data, or no tensors.
+        DataError: the file is unsafe or damaged; a tensor is missing, unknown or of another shape.
+        ConfigError: the folder or hub id cannot be read.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError("no such weights file", path=path, remedy="check the path")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    for container in CONTAINERS:
-        if isinstance(content.get(container), Mapping):
-            content = content[container]
-    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    if not state:
-        raise DataError(
-            f"holds no tensors, only the entries {_some(map(str, content))}",
-            path=path,
-            remedy=f"the weights must be at the top or under one of {', '.join(CONTAINERS)}",
-        )
-    return state
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(
-            f"not a readable safetensors file ({error})", path=path, remedy="download it again"
-        ) from error
-
-
-def _read_torch(path: Path) -> dict[str, Any]:
-    _refuse_compressed_entries(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged or hostile bytes make the reader raise anything
-        raise DataError(
-            f"not a file of plain tensors ({_reason(error)})",
-            path=path,
-            remedy="nothing in it was run; if you trust its origin, save its state dict as "
-            "safetensors elsewhere and use that file, otherwise download it again",
-        ) from error
-    if not isinstance(content, Mapping):
-        raise DataError(
-            f"holds a {type(content).__name__}, not a state dict",
-            path=path,
-            remedy="save module.state_dict(), not the module",
-        )
-    return dict(content)
-
-
-def _refuse_compressed_entries(path: Path) -> None:
-    """``torch.save`` never compresses; an archive that does could inflate without bound."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            packed = [e.filename for e in archive.infolist() if e.compress_type != 0]
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise DataError(
-            f"damaged archive ({error})", path=path, remedy="download it again"
-        ) from error
-    if packed:
-        raise DataError(
-            f"has compressed entries ({packed[0]}), which torch.save never writes",
-            path=path,
-            remedy="download it again from its authors",
-        )
+    if weights is None:
+        return model_class(config, **arguments)
+    state = None
+    if not is_pretrained_source(weights):
+        state = read_state(weights, CONTAINERS)
+        original = find_network(state, layout.anchor, layout.heads)
+        if original is not None:
+            check_shapes(original, layout.shapes(), weights)
+            state = layout.to_transformers(original)
+    return _load_transformers(model_class, config, weights, state, arguments)
 
 
 def find_network(
@@ -154,33 +128,20 @@ def check_shapes(
     _raise_mismatch(problems, source)
 
 
-def load_transformers(
+def _load_transformers(
     model_class: Any,
     config: Any,
-    *,
     source: str | Path,
-    state: Mapping[str, Tensor] | None = None,
-    **arguments: Any,
+    state: dict[str, Tensor] | None,
+    arguments: Mapping[str, Any],
 ) -> Any:
-    """Build a transformers model and fill all of its weights.
-
-    Args:
-        model_class: class of the model.
-        config: its architecture; a checkpoint of another one is an error.
-        source: folder or hub id to read when ``state`` is None; always the name in messages.
-        state: weights in the layout of transformers' checkpoint files.
-        arguments: further arguments of the model's constructor.
-
-    Raises:
-        DataError: a tensor is missing, unknown or of another shape.
-        ConfigError: the folder or hub id cannot be read.
-    """
+    """Fill all weights of a model, from ``source`` itself where ``state`` is None."""
     with _quiet_transformers():
         try:
             model, report = model_class.from_pretrained(
                 None if state is not None else source,
                 config=config,
-                state_dict=None if state is None else dict(state),
+                state_dict=state,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -188,7 +149,7 @@ def load_transformers(
             )
         except Exception as error:  # the hub client and the readers have no common base class
             raise ConfigError(
-                f"'{source}' cannot be read as transformers weights: {_reason(error)}",
+                f"'{source}' cannot be read as transformers weights: {reason(error)}",
                 remedy="give a weights file, a folder written by save_pretrained, or a hub id "
                 "that this machine can reach or has in its cache",
             ) from error
@@ -237,16 +198,6 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _reason(error: Exception) -> str:
-    """What went wrong, in a line."""
-    text = str(error).strip()
-    if "Weights only load failed" in text:  # goes on to explain how to switch the safety off
-        culprit = re.search(r"GLOBAL (\S+)|class (\S+)", text)
-        found = (culprit[1] or culprit[2]) if culprit else "python objects"
-        return f"it is damaged or needs {found}, which could run code"
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 def _raise_mismatch(problems: Mapping[str, Sequence[str]], source: str | Path) -> None:
     found = [f"{len(keys)} {name}: {_some(keys)}" for name, keys in problems.items() if keys]
     if found:
@@ -257,9 +208,8 @@ def _raise_mismatch(problems: Mapping[str, Sequence[str]], source: str | Path) -
         )
 
 
-def _some(names: Iterator[str] | Sequence[str], most: int = 5) -> str:
-    listed = list(names)
-    return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def _is_counter(key: str) -> bool:

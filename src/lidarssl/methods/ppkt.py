@@ -53,5 +53,6 @@ class Ppkt(ImageToLidar):
         pixels = self.image_head.sample(images, pairs.image, pairs.row, pairs.col)
         if sum(counts) == 0:
             return StepOutput(nothing_to_match(tokens, self.image_head(images)))
-        loss = info_nce(self.gather(points), self.gather(pixels), self.temperature)
-        return StepOutput(loss, {"matches": torch.tensor(float(len(pairs)))})
+        points = self.gather(points)
+        loss = info_nce(points, self.gather(pixels), self.temperature)
+        return StepOutput(loss, {"matches": torch.tensor(float(points.shape[0]))})

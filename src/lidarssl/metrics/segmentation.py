@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lidarssl.errors import ConfigError, DataError
+from lidarssl.errors import DataError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -202,9 +202,7 @@ def _protocol(protocol: str | IouProtocol) -> IouProtocol:
     if isinstance(protocol, IouProtocol):
         return protocol
     if protocol not in PROTOCOLS:
-        raise ConfigError(
-            f"unknown IoU protocol '{protocol}'", remedy=f"choose one of {', '.join(PROTOCOLS)}"
-        )
+        raise unknown_name("protocol", protocol, PROTOCOLS)
     return PROTOCOLS[protocol]
 
 

@@ -6,13 +6,10 @@ again: a file appears under its name only when it is whole, and whole files are 
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,6 +26,7 @@ from tqdm import tqdm
 from lidarssl.datasets.base import Dataset
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Camera, Field, FrameId
+from lidarssl.replacing import replacing
 from lidarssl.transforms.images import image_of, image_size
 from lidarssl.transforms.superpixels import (
     SETTINGS_FILE,
@@ -111,7 +109,8 @@ def prepare_superpixels(
     folder.mkdir(parents=True, exist_ok=True)
     if not overwrite:
         check_settings(folder, settings)
-    _write_atomically(folder / SETTINGS_FILE, json.dumps(asdict(settings)).encode())
+    with replacing(folder / SETTINGS_FILE) as partial:
+        partial.write_text(json.dumps(asdict(settings)))
     work = _Work(dataset, frames, folder, settings, overwrite)
     summary, started = SuperpixelSummary(folder, len(frames)), time.monotonic()
     _announce(work, max(1, workers), progress)
@@ -140,23 +139,9 @@ def save_superpixels(path: Path, ids: Tensor) -> None:
             path=path,
             remedy="ask for fewer segments",
         )
-    buffer = io.BytesIO()
     array = ids.numpy().astype(np.uint8 if largest <= 255 else np.uint16)
-    Image.fromarray(array).save(buffer, format="PNG")
-    _write_atomically(path, buffer.getvalue())
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=".", suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp is private to the user; a shared folder is read by others.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial:
+        Image.fromarray(array).save(partial, format="PNG")
 
 
 def _frames_of_shard(dataset: Dataset, split: str, shard: tuple[int, int]) -> list[FrameId]:

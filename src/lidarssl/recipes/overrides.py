@@ -20,7 +20,7 @@ from lidarssl.recipes.keys import (
     open_node,
     sections,
 )
-from lidarssl.recipes.suggest import closest_key
+from lidarssl.recipes.suggest import UnknownKey, closest_key
 
 
 def split_words(words: Sequence[str]) -> list[tuple[str, str]]:
@@ -91,7 +91,7 @@ def _set(whole: Section, section: Section, parts: list[str], raw: str) -> None:
 
 def _replaced(base: type, node: Any, raw: str, where: str) -> Any:
     """The node of another class, or the value spelled out in YAML."""
-    value = yaml.safe_load(raw)
+    value = _parse_yaml(raw, where)
     if not isinstance(value, str):
         return value
     cls = find_class(base, value, f"{where}.class_path")
@@ -105,7 +105,7 @@ def _known(whole: Section, section: Section, name: str) -> Argument:
     if name in known:
         return known[name]
     siblings = [section.key(one) for one in known]
-    raise ConfigError(
+    raise UnknownKey(
         f"{section.cls.__name__} has no argument '{name}'"
         if section.path
         else f"there is no option '{name}'",
@@ -130,8 +130,19 @@ def parse_value(annotation: Any, raw: str, where: str) -> Any:
     """
     cls = element_class(annotation)
     if cls is not None:
-        _explain_value(annotation, yaml.safe_load(raw), where)
+        _explain_value(annotation, _parse_yaml(raw, where), where)
     return _converted(annotation, where, raw, lambda parser: parser.parse_args([f"--value={raw}"]))
+
+
+def _parse_yaml(raw: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(raw)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(
+            f"'{raw[:60]}' is not YAML: {' '.join(str(error).split())[:100]}",
+            field=where,
+            remedy="write lists as [a, b] and keys as {name: value}",
+        ) from error
 
 
 def explain(cls: type, content: dict[str, Any]) -> None:

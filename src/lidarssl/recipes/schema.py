@@ -16,14 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lidarssl.backbones.base import Backbone
 from lidarssl.datasets.base import Dataset
 from lidarssl.datasets.world.config import WorldConfig
-from lidarssl.errors import ConfigError
+from lidarssl.errors import ConfigError, DataError
 from lidarssl.methods.base import Method
 from lidarssl.recipes import files
 from lidarssl.recipes.describe import describe_section
 from lidarssl.recipes.keys import Section, choices, import_rooms, sections
+from lidarssl.recipes.limits import check_limits
 from lidarssl.recipes.overrides import explain, override
 from lidarssl.recipes.suggest import did_you_mean
 from lidarssl.tasks.probe import LinearProbe
@@ -204,7 +207,10 @@ def parse(name: str, overrides: Sequence[str] = (), kinds: Sequence[str] = ()) -
         )
     hint = f"`lidarssl recipes {name} --keys` lists every key"
     parser, config = _parse(KINDS[kind], content, overrides, hint, path)
-    resolved = f"kind: {kind}\n" + parser.dump(config, skip_none=False, skip_validation=True)
+    text = parser.dump(config, skip_none=False, skip_validation=True)
+    with _hinting(hint, None):
+        check_limits(Section("", KINDS[kind], KINDS[kind], yaml.safe_load(text)))
+    resolved = f"kind: {kind}\n{text}"
     seed: int = config.seed if kind == "probe" else config.training.seed
     return ParsedRecipe(kind, seed, resolved, parser, config)
 
@@ -233,7 +239,7 @@ def build_dataset(name: str, options: Sequence[str]) -> Dataset:
     cls = dataset_class(name)
     hint = f"`lidarssl data check {name} --help` lists the options"
     parser, config = _parse(cls, {}, options, hint)
-    built: Dataset = cls(**vars(parser.instantiate_classes(config)))
+    built: Dataset = cls(**vars(_instantiate(parser, config)))
     return built
 
 
@@ -245,7 +251,7 @@ def build_world(options: Sequence[str]) -> WorldConfig:
     """
     hint = "`lidarssl data synthesize --help` lists the options"
     parser, config = _parse(WorldConfig, {}, options, hint)
-    return WorldConfig(**vars(parser.instantiate_classes(config)))
+    return WorldConfig(**vars(_instantiate(parser, config)))
 
 
 def dataset_class(name: str) -> type[Dataset]:
@@ -311,7 +317,7 @@ def _hinting(hint: str, path: Path | None) -> Iterator[None]:
     except ConfigError as error:
         remedy = error.remedy or ""
         joint = "; " if remedy.rstrip() == remedy != "" else ""
-        raise ConfigError(
+        raise type(error)(
             error.problem,
             path=error.path or path,
             field=error.field,
@@ -319,9 +325,33 @@ def _hinting(hint: str, path: Path | None) -> Iterator[None]:
         ) from None
 
 
-def _instantiate(parser: Any, config: Any, seed: int) -> Any:
+def _instantiate(parser: Any, config: Any, seed: int = 0) -> Any:
+    """Build what ``config`` describes; random weights come from ``seed``.
+
+    Raises:
+        DataError: a constructor refuses its arguments.
+    """
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return parser.instantiate_classes(config)
+        try:
+            return parser.instantiate_classes(config)
+        except DataError:
+            raise
+        except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+            raise _refusal(error) from error
+
+
+def _refusal(error: BaseException) -> DataError:
+    """The refusal of a constructor, which the parser may have wrapped in errors of its own."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, DataError):
+            return inner
+        inner = inner.__cause__ or inner.__context__
+    problem = " ".join(str(error).split())[:300]
+    return ConfigError(
+        f"these values cannot be built: {problem}",
+        remedy="look for a size or a count of 0 or less, or lists whose lengths do not fit",
+    )

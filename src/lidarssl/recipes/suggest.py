@@ -5,6 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from lidarssl.errors import ConfigError
+
+
+class UnknownKey(ConfigError):
+    """An option or a key that nothing here has."""
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A question that ends in a space, or nothing when no known word is close."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lidarssl.errors import DataError
@@ -320,7 +319,8 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _to_array(value: Any) -> NDArray[Any]:
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    # By attribute: a report is written without importing torch.
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
 
 
 def _from_array(value: NDArray[Any]) -> Any:

@@ -10,20 +10,19 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lidarssl.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
-ArrayLike = Tensor | NDArray[Any] | Sequence[Any]
+ArrayLike: TypeAlias = "Tensor | NDArray[Any] | Sequence[Any]"
 Array = NDArray[Any]
 
 BACKGROUND = "#10151c"
@@ -345,7 +344,8 @@ def _hex(color: str) -> Array:
 
 
 def _array(value: ArrayLike) -> Array:
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    # By attribute: a report is written without importing torch.
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
 
 
 def _check_length(name: str, values: Array, count: int) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lidarssl.errors import DataError
 from lidarssl.frame import map_tensors
+from lidarssl.geometry.keys import Box, find, pack, ranks, site_keys
 from lidarssl.sparse.kernel import Convention, Triple, axis_offsets, row_major
-from lidarssl.sparse.keys import Box, find, pack, ranks, site_keys
 
 
 @dataclass

@@ -111,9 +111,10 @@ class SemanticSegmentation(Task):
             logits, labels = tokens.features, first_point_labels(tokens, batch.semantic)
         else:
             logits, labels = tokens.at_points(), batch.semantic
+        logits, labels = gather_rows(logits), gather_rows(labels)
         loss = segmentation_loss(
-            gather_rows(logits),
-            gather_rows(labels),
+            logits,
+            labels,
             ignore_index=0,
             lovasz=self.loss == "lovasz",
             class_weights=None if self.weighting == "none" else self.class_weights,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ from lidarssl.datasets.base import Dataset
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Batch, Field, Frame, FrameId, PointBatch, collate
 from lidarssl.transforms.base import Compose, Transform, sample_generator
-
-logger = logging.getLogger(__name__)
 
 BadSamples = Literal["raise", "skip"]
 Prepare = Callable[[PointBatch], PointBatch]

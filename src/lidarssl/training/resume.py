@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lidarssl.checkpoints.files import read_content
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import FrameId
 from lidarssl.training.learner import Learner, build_optimizer
+from lidarssl.weights import read_content
 
 ORDER = "lidarssl_batch_order"
 _PARTS: dict[str, type] = {

@@ -190,17 +190,34 @@ class MatchPixels:
     Args:
         min_depth: m along the optical axis; points must be deeper.
         rounding, bounds: see ``geometry.projection``; the defaults are SLidR's.
+        allow_none: accept a frame no point of which falls into any image.
+
+    Raises:
+        DataError: no point falls into any image, which a wrong calibration does.
     """
 
     def __init__(
-        self, min_depth: float = 1.0, rounding: Rounding = "round", bounds: Bounds = "strict"
+        self,
+        min_depth: float = 1.0,
+        rounding: Rounding = "round",
+        bounds: Bounds = "strict",
+        allow_none: bool = False,
     ) -> None:
         self.min_depth: float = min_depth
         self.rounding: Rounding = rounding
         self.bounds: Bounds = bounds
+        self.allow_none = allow_none
 
     def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
         found = match_frame(frame, self.min_depth, self.rounding, self.bounds)
+        if not self.allow_none and len(found.point) == 0:
+            raise DataError(
+                f"frame {frame.id}: none of its {len(frame)} points falls into any of its "
+                f"{len(frame.cameras)} images",
+                field="matches",
+                remedy="check intrinsics, camera_from_lidar and its direction; "
+                "`lidarssl data check` counts the points of every image",
+            )
         return replace(frame, matches=found)
 
 

@@ -85,7 +85,7 @@ def test_files_appear_whole(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a" / "rows.json").read_text()) == [{"x": 1}, {"y": [2.5]}]
     write_json(tmp_path / "empty.json", [])
     assert json.loads((tmp_path / "empty.json").read_text()) == []
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_bytes_do_not_depend_on_workers_or_history(tmp_path: Path) -> None:

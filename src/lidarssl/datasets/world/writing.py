@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from lidarssl.datasets.world.config import SceneId, WorldConfig
 from lidarssl.errors import ConfigError
+from lidarssl.replacing import replacing
 
 GENERATOR = 1
 """Raised whenever the same configuration gives other bytes than before."""
@@ -31,9 +32,8 @@ WriteScene = Callable[[WorldConfig, SceneId, Path], Rows]
 def write_file(path: Path, data: bytes) -> None:
     """Write a file so that it is either complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    unfinished.write_bytes(data)
-    os.replace(unfinished, path)
+    with replacing(path) as partial:
+        partial.write_bytes(data)
 
 
 def write_json(path: Path, value: object) -> None:

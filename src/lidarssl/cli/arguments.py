@@ -1,0 +1,295 @@
+"""The verbs of the command line and their arguments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from lidarssl import __version__
+from lidarssl.cli import verbs
+from lidarssl.cli.parser import HelpWith, Parser, at_least
+
+START = """\
+start here:
+  lidarssl demo                                  the whole story on a synthetic world, in minutes
+  lidarssl recipes                               every experiment that ships with the package
+  lidarssl data check semantic_kitti --root DIR  is your copy of a dataset whole?
+  lidarssl pretrain RECIPE --dataset.root DIR    pretrain a backbone
+  lidarssl probe RECIPE --checkpoint RUN         what are its features worth?
+  lidarssl doctor                                what is installed, what is missing
+
+`lidarssl VERB --help` explains a verb with examples.
+exit codes: 0 done, 1 `data check` or `doctor` found something, 2 bad input, 130 stopped
+"""
+RECIPE_KEYS = (
+    "Every key of the recipe can be given too, e.g. --dataset.root DIR --training.steps 100;\n"
+    "`lidarssl recipes NAME --keys` lists them."
+)
+
+
+def build_parser() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(
+        prog="lidarssl",
+        description="Pretrain lidar backbones on unlabelled driving data, "
+        "and prove what the pretraining is worth.",
+        epilog=START,
+    )
+    parser.add_argument("--version", action="version", version=f"lidarssl {__version__}")
+    top = _Verbs(parser, "verbs", "VERB")
+    _add_demo(top)
+    _add_recipes(top)
+    _add_data(top)
+    _add_prepare(top)
+    _add_pretrain(top)
+    _add_probe(top)
+    _add_finetune(top)
+    _add_evaluate(top)
+    _add_report(top)
+    top.add(
+        "doctor", "what is installed, what is missing, what to type", verbs.doctor,
+        "lidarssl doctor",
+    )  # fmt: skip
+    return parser
+
+
+class _Verbs:
+    """The verbs below a parser."""
+
+    def __init__(self, parser: Parser, title: str, metavar: str) -> None:
+        self.parser = parser
+        self.group = parser.add_subparsers(title=title, metavar=metavar, required=True)
+
+    def add(
+        self, name: str, summary: str, run: Callable[..., int | None], examples: str, note: str = ""
+    ) -> Parser:
+        """A verb that runs ``run``; ``examples`` are command lines, one per line."""
+        return self._new(name, summary, examples, note, run)
+
+    def open(
+        self, name: str, summary: str, run: Callable[..., int | None], examples: str, note: str,
+        describe: Callable[[str | None], str] | None = None, of: str = "",
+    ) -> Parser:  # fmt: skip
+        """A verb that takes options it does not know; ``describe`` tells ``--help`` of them."""
+        parser = self._new(name, summary, examples, note, run, add_help=describe is None)
+        parser.takes_options = True
+        if describe is not None:
+            parser.add_argument(
+                "-h", "--help", action=HelpWith, describe=describe, of=of,
+                help="show this help and these options",
+            )  # fmt: skip
+        return parser
+
+    def parent(self, name: str, summary: str, title: str, metavar: str) -> _Verbs:
+        """A verb that is a group of verbs."""
+        return _Verbs(self._new(name, summary, "", "", None), title, metavar)
+
+    def _new(
+        self, name: str, summary: str, examples: str, note: str,
+        run: Callable[..., int | None] | None, add_help: bool = True,
+    ) -> Parser:  # fmt: skip
+        lines = [f"  {line}" for line in examples.splitlines()]
+        epilog = "\n".join(
+            [*([note, ""] if note else []), *(["examples:", *lines] if lines else [])]
+        )
+        parser: Parser = self.group.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=epilog, add_help=add_help,
+        )  # fmt: skip
+        if run is not None:
+            parser.set_defaults(run_verb=run)
+        self.parser.verbs[name] = parser
+        return parser
+
+
+def _add_demo(top: _Verbs) -> None:
+    parser = top.add(
+        "demo", "generate a world, pretrain, probe, report: in minutes", verbs.demo,
+        "lidarssl demo\nlidarssl demo --quick --run /tmp/demo     does it run here? in seconds",
+    )  # fmt: skip
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="run folder")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of everything random")
+    parser.add_argument("--steps", type=at_least(1), default=400, help="pretraining steps")
+    parser.add_argument("--workers", type=at_least(1), default=2, help="processes")
+    parser.add_argument(
+        "--quick", action="store_true",
+        help="a tiny world and a few steps: tests the installation, its numbers mean nothing",
+    )  # fmt: skip
+    _add_quiet(parser)
+
+
+def _add_recipes(top: _Verbs) -> None:
+    parser = top.add(
+        "recipes", "list the shipped experiments, or show one", verbs.recipes,
+        "lidarssl recipes\nlidarssl recipes slidr_minkunet_nuscenes\n"
+        "lidarssl recipes slidr_minkunet_nuscenes --keys\n"
+        "lidarssl recipes slidr_minkunet_nuscenes > mine.yaml     to start one of your own",
+    )  # fmt: skip
+    parser.add_argument("name", nargs="?", help="show this recipe's YAML")
+    parser.add_argument("--keys", action="store_true", help="explain every key it accepts")
+
+
+def _add_data(top: _Verbs) -> None:
+    actions = top.parent("data", "check, describe or synthesize a dataset", "actions", "ACTION")
+    check = _open_dataset(
+        actions, "check", "load every frame and say what is wrong", verbs.data_check,
+        "lidarssl data check semantic_kitti --root data/semantic_kitti\n"
+        "lidarssl data check nuscenes --root data/nuscenes --version v1.0-mini --split mini_train",
+    )  # fmt: skip
+    stats = _open_dataset(
+        actions, "stats", "points, ranges, intensities, classes, images", verbs.data_stats,
+        "lidarssl data stats folder --root logs --limit 100",
+    )  # fmt: skip
+    for parser in (check, stats):
+        parser.add_argument("--limit", type=at_least(1), help="so many frames, evenly spread")
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    check.add_argument("--workers", type=at_least(0), default=2, help="threads")
+    world = actions.open(
+        "synthesize", "write a synthetic driving world to disk", verbs.data_synthesize,
+        "lidarssl data synthesize data/world\n"
+        "lidarssl data synthesize data/world --seed 1 --lidar.beams 64 "
+        "--splits '[{name: train, scenes: 10, frames: 2}]'",
+        "Other options describe the world; --help lists them.",
+        verbs.describe_world, "output",
+    )  # fmt: skip
+    world.add_argument("output", type=Path, help="folder of the new dataset")
+    world.add_argument("--layout", choices=("nuscenes", "semantic_kitti"), default="nuscenes")
+    world.add_argument("--workers", type=at_least(0), default=2, help="processes")
+
+
+def _add_prepare(top: _Verbs) -> None:
+    passes = top.parent("prepare", "offline passes over a dataset, resumable", "passes", "PASS")
+    parser = _open_dataset(
+        passes, "superpixels", "SLIC superpixels of every image", verbs.prepare_superpixels,
+        "lidarssl prepare superpixels nuscenes --root data/nuscenes --version v1.0-trainval "
+        "--output superpixels",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, required=True, help="folder of the PNG files")
+    parser.add_argument(
+        "--segments", type=at_least(1), default=150, help="superpixels asked for per image"
+    )
+    parser.add_argument("--compactness", type=float, default=6.0, help="of SLIC")
+    parser.add_argument("--sigma", type=float, default=3.0, help="px, Gaussian before SLIC")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="0.25: segment quarter-size images"
+    )
+    parser.add_argument(
+        "--workers", type=at_least(0), default=os.cpu_count() or 1, help="processes"
+    )
+    parser.add_argument("--shard", default="0/1", help="i/n: the i-th of n machines, from 0")
+    parser.add_argument("--overwrite", action="store_true", help="redo files that exist")
+    teacher = _open_dataset(
+        passes, "teacher", "train a small image encoder on image labels", verbs.prepare_teacher,
+        "lidarssl prepare teacher synthetic --root data/world --output teacher.safetensors "
+        "--score-split val",
+        split="teacher",
+    )  # fmt: skip
+    teacher.add_argument("--output", type=Path, required=True, help=".safetensors file")
+    teacher.add_argument("--steps", type=at_least(1), default=400, help="of training")
+    teacher.add_argument("--seed", type=at_least(0), default=0, help="of weights and draws")
+    teacher.add_argument("--workers", type=at_least(0), default=1, help="loader processes")
+    teacher.add_argument("--score-split", help="print its image mIoU on this split")
+    _add_quiet(teacher)
+
+
+def _add_pretrain(top: _Verbs) -> None:
+    parser = _open_recipe(
+        top, "pretrain", "pretrain a backbone on unlabelled frames", verbs.pretrain,
+        "lidarssl pretrain slidr_minkunet_nuscenes --dataset.root data/nuscenes --dry-run\n"
+        "lidarssl pretrain slidr_minkunet_nuscenes --dataset.root data/nuscenes --run runs/slidr\n"
+        "lidarssl pretrain slidr_minkunet_nuscenes --dataset.root data/nuscenes --run runs/slidr "
+        "--resume",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true", help="a few steps: shapes, memory, time estimate"
+    )
+
+
+def _add_probe(top: _Verbs) -> None:
+    parser = _open_recipe(
+        top, "probe", "judge frozen features with a linear classifier", verbs.probe,
+        "lidarssl probe probe_minkunet_synthetic --checkpoint runs/slidr --run runs/slidr_probe\n"
+        "lidarssl probe probe_minkunet_synthetic --checkpoint runs/slidr --seeds 3",
+    )  # fmt: skip
+    _add_checkpoint(parser)
+    parser.add_argument(
+        "--no-baseline", dest="baseline", action="store_false",
+        help="with a checkpoint: do not probe the untrained network beside it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=at_least(1), default=1, help="repeat with so many seeds: mean and spread"
+    )
+
+
+def _add_finetune(top: _Verbs) -> None:
+    parser = _open_recipe(
+        top, "finetune", "train all weights on a fraction of the labels", verbs.finetune,
+        "lidarssl finetune finetune_minkunet_nuscenes_1 --dataset.root data/nuscenes "
+        "--checkpoint runs/slidr",
+    )  # fmt: skip
+    _add_checkpoint(parser)
+
+
+def _add_evaluate(top: _Verbs) -> None:
+    parser = top.open(
+        "evaluate", "score a probed or finetuned run on a split", verbs.evaluate,
+        "lidarssl evaluate runs/slidr_probe --split val --protocol slidr", RECIPE_KEYS,
+    )  # fmt: skip
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--split", help="default: the recipe's val_split")
+    parser.add_argument(
+        "--protocol",
+        default="nan",
+        help="mIoU variant: nan (default), slidr, also, scalr, semantic_kitti_api, nuscenes_devkit",
+    )
+    _add_quiet(parser)
+
+
+def _add_report(top: _Verbs) -> None:
+    parser = top.add(
+        "report", "write report.html of a run folder again", verbs.report,
+        "lidarssl report runs/demo\n"
+        "lidarssl report runs/ppkt_probe --compare runs/slidr_probe --output comparison.html",
+    )  # fmt: skip
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--compare", type=Path, nargs="+", help="other runs, side by side")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/comparison.html"), help="of a comparison"
+    )
+
+
+def _open_dataset(
+    group: _Verbs, name: str, summary: str, run: Callable[..., int | None], examples: str,
+    split: str = "train",
+) -> Parser:  # fmt: skip
+    parser = group.open(
+        name, summary, run, examples,
+        "Other options go to the dataset; its name and --help list them.",
+        verbs.describe_dataset, "dataset",
+    )  # fmt: skip
+    parser.add_argument("dataset", help="semantic_kitti, nuscenes, folder or synthetic")
+    parser.add_argument("--split", default=split, help=f"of the dataset (default: {split})")
+    return parser
+
+
+def _open_recipe(
+    group: _Verbs, name: str, summary: str, run: Callable[..., int | None], examples: str
+) -> Parser:
+    parser = group.open(name, summary, run, examples, RECIPE_KEYS)
+    parser.add_argument("recipe", help="name (see `lidarssl recipes`) or YAML file")
+    parser.add_argument("--run", type=Path, help="run folder (default: runs/<recipe>)")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
+    _add_quiet(parser)
+    return parser
+
+
+def _add_checkpoint(parser: Parser) -> None:
+    parser.add_argument(
+        "--checkpoint", type=Path,
+        help="weights file or run folder; without it: random initialisation",
+    )  # fmt: skip
+
+
+def _add_quiet(parser: Parser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")

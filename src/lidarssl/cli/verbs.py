@@ -1,0 +1,201 @@
+"""What each verb does; it imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lidarssl.errors import ConfigError, DataError
+
+
+def demo(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from lidarssl.demo import QUICK_NOTE, DemoSettings, run_demo
+    from lidarssl.experiments.scoring import outcome
+
+    settings = DemoSettings(seed=arguments.seed, steps=arguments.steps, workers=arguments.workers)
+    if arguments.quick:
+        settings = DemoSettings.quick(arguments.seed, arguments.workers)
+    page = run_demo(arguments.run, settings, progress=not arguments.quiet)
+    print(f"{QUICK_NOTE if arguments.quick else outcome(arguments.run)}\nreport: {page}")
+
+
+def recipes(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from lidarssl.recipes import catalogue
+
+    if arguments.name is None:
+        print(catalogue.table())
+    elif arguments.keys:
+        print(catalogue.keys(arguments.name))
+    else:
+        print(catalogue.text(arguments.name))
+
+
+def data_check(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from lidarssl.datasets.inspect import check
+    from lidarssl.recipes.schema import build_dataset
+
+    dataset = build_dataset(arguments.dataset, rest)
+    report = check(dataset, arguments.split, arguments.limit, arguments.workers)
+    print(report.to_json() if arguments.json else report)
+    return 0 if report.ok else 1
+
+
+def data_stats(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from lidarssl.datasets.inspect import stats
+    from lidarssl.recipes.schema import build_dataset
+
+    report = stats(build_dataset(arguments.dataset, rest), arguments.split, arguments.limit)
+    print(report.to_json() if arguments.json else report)
+
+
+def data_synthesize(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from lidarssl.datasets.world.kitti_writer import write_semantic_kitti
+    from lidarssl.datasets.world.nuscenes_writer import write_nuscenes
+    from lidarssl.recipes.schema import build_world
+
+    world = build_world(rest)
+    if arguments.layout == "nuscenes":
+        write_nuscenes(world, arguments.output, workers=arguments.workers)
+    else:
+        write_semantic_kitti(world, arguments.output, workers=arguments.workers)
+    print(f"{arguments.output}: {sum(s.scenes * s.frames for s in world.splits)} frames")
+
+
+def prepare_superpixels(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from lidarssl.prepare.superpixels import prepare_superpixels as run
+    from lidarssl.recipes.schema import build_dataset
+
+    shard = _shard(arguments.shard)
+    print(
+        run(
+            build_dataset(arguments.dataset, rest),
+            arguments.split,
+            arguments.output,
+            segments=arguments.segments,
+            compactness=arguments.compactness,
+            sigma=arguments.sigma,
+            scale=arguments.scale,
+            workers=arguments.workers,
+            shard=shard,
+            overwrite=arguments.overwrite,
+        )
+    )
+
+
+def prepare_teacher(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from lidarssl.experiments.teacher import score_teacher, train_teacher
+    from lidarssl.recipes.schema import build_dataset
+
+    dataset = build_dataset(arguments.dataset, rest)
+    if arguments.score_split:
+        dataset.frames(arguments.score_split)
+    train_teacher(
+        dataset, arguments.output, arguments.split, arguments.steps, seed=arguments.seed,
+        workers=arguments.workers, progress=not arguments.quiet,
+    )  # fmt: skip
+    if arguments.score_split:
+        score = score_teacher(dataset, arguments.score_split, arguments.output)
+        print(f"image mIoU on {score.frames} frames: {100 * score.miou:.1f} %")
+    print(arguments.output)
+
+
+def pretrain(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from lidarssl.experiments.pretrain import dry_run, pretrain_recipe
+    from lidarssl.recipes.schema import load
+
+    recipe = load(arguments.recipe, rest, kinds=("pretrain",))
+    if arguments.dry_run:
+        print(dry_run(recipe))
+        return
+    run = arguments.run or Path("runs") / Path(arguments.recipe).stem
+    page = pretrain_recipe(recipe, run, arguments.resume, not arguments.quiet, arguments.command)
+    print(f"student: {run / 'student.safetensors'}\nreport: {page}")
+
+
+def probe(arguments: argparse.Namespace, rest: list[str]) -> None:
+    _downstream(arguments, rest, "probe", arguments.baseline, arguments.seeds)
+
+
+def finetune(arguments: argparse.Namespace, rest: list[str]) -> None:
+    _downstream(arguments, rest, "finetune", baseline=False, seeds=1)
+
+
+def _downstream(
+    arguments: argparse.Namespace, rest: list[str], verb: str, baseline: bool, seeds: int
+) -> None:
+    from lidarssl.experiments.downstream import run_downstream
+    from lidarssl.experiments.scoring import outcome
+    from lidarssl.recipes.schema import load
+
+    kinds = ("segmentation",) if verb == "finetune" else ("probe", "segmentation")
+    run = arguments.run or Path("runs") / Path(arguments.recipe).stem
+    page = run_downstream(
+        load(arguments.recipe, rest, kinds), verb, run, arguments.checkpoint, arguments.resume,
+        not arguments.quiet, arguments.command, baseline, seeds,
+    )  # fmt: skip
+    print(f"{outcome(run)}\nreport: {page}")
+
+
+def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from lidarssl.experiments.downstream import evaluate_run
+
+    progress = not arguments.quiet
+    print(evaluate_run(arguments.run, arguments.split, arguments.protocol, rest, progress))
+
+
+def report(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from lidarssl.report.schema import METRICS_FILE, RESULTS_FILE, RUN_FILE
+
+    for run in (arguments.run, *(arguments.compare or ())):
+        if run.is_dir() and not any(
+            (run / name).is_file() for name in (RUN_FILE, RESULTS_FILE, METRICS_FILE)
+        ):
+            raise DataError(
+                "holds no run",
+                path=run,
+                field=RUN_FILE,
+                remedy="give a folder that `lidarssl pretrain`, `probe` or `finetune` has written",
+            )
+    if arguments.compare:
+        from lidarssl.report.compare import build_comparison
+
+        print(build_comparison([arguments.run, *arguments.compare], arguments.output))
+        return
+    from lidarssl.report.build import build_report
+
+    print(build_report(arguments.run))
+
+
+def doctor(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from lidarssl.experiments.doctor import examine
+
+    findings = examine()
+    print(findings)
+    return 0 if findings.healthy else 1
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ConfigError(
+            f"'{text}' is not i/n with i < n",
+            field="--shard",
+            remedy="e.g. 0/4, 1/4, 2/4 and 3/4 on four machines",
+        )
+    return int(index), int(count)
+
+
+def describe_dataset(name: str | None) -> str:
+    """The options of a dataset, for ``--help``."""
+    if name is None:
+        return "The options of a dataset: add its name before --help."
+    from lidarssl.recipes.schema import describe_dataset
+
+    return describe_dataset(name)
+
+
+def describe_world(output: str | None) -> str:
+    """The options of a synthetic world, for ``--help``."""
+    from lidarssl.recipes.schema import describe_world
+
+    return describe_world()

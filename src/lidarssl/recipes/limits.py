@@ -1,0 +1,95 @@
+"""Values that have the right type and still make no sense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from lidarssl.errors import ConfigError
+from lidarssl.methods.image_to_lidar import ImageToLidar, PairAugmentation
+from lidarssl.methods.ppkt import Ppkt
+from lidarssl.recipes.keys import Section, sections
+from lidarssl.tasks.probe import LinearProbe
+from lidarssl.training.fit import Training
+from lidarssl.training.learner import Optimizer, Schedule
+
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def at_least(low: int) -> Rule:
+    return (lambda value: value >= low, f"{low} or more")
+
+
+POSITIVE: Rule = (lambda value: 0 < value < math.inf, "a number above 0")
+SHARE: Rule = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
+PIXELS: Rule = (lambda value: all(side >= 1 for side in value), "1 or more pixels each")
+PRECISIONS = ("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed")
+
+LIMITS: dict[type, dict[str, Rule]] = {
+    Training: {
+        "batch_size": at_least(1),
+        "epochs": at_least(1),
+        "steps": at_least(1),
+        "seed": at_least(0),
+        "workers": at_least(0),
+        "nodes": at_least(1),
+        "checkpoint_every": at_least(0),
+        "log_every": at_least(1),
+        "validate_every": at_least(0),
+        "max_skipped": at_least(0),
+        "devices": (lambda value: value not in (0, "0"), "auto, or 1 or more"),
+        "precision": (lambda value: value in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+    },
+    Optimizer: {
+        "lr": POSITIVE,
+        "head_lr": POSITIVE,
+        "weight_decay": SHARE,
+        "momentum": SHARE,
+        "dampening": SHARE,
+        "gradient_clip": POSITIVE,
+    },
+    Schedule: {"warmup": SHARE, "final": SHARE},
+    LinearProbe: {
+        "steps": at_least(1),
+        "rows": at_least(1),
+        "lr": POSITIVE,
+        "weight_decay": at_least(0),
+        "points_per_frame": at_least(0),
+    },
+    ImageToLidar: {"embedding": at_least(1), "temperature": POSITIVE},
+    Ppkt: {"num_matches": at_least(1)},
+    PairAugmentation: {"image_size": PIXELS, "min_pairs": at_least(0), "min_depth": at_least(0)},
+}
+"""What the arguments of a class, and of the classes derived from it, may be."""
+
+RECIPE_LIMITS: dict[str, Rule] = {
+    "seed": at_least(0),
+    "workers": at_least(0),
+    "label_skip": at_least(1),
+    "adapt_frames": at_least(1),
+    "eval_batch_size": at_least(1),
+}
+
+
+def check_limits(recipe: Section) -> None:
+    """Refuse values of a recipe that make no sense.
+
+    Args:
+        recipe: its arguments have the right keys and types.
+
+    Raises:
+        ConfigError: names the key and what is allowed.
+    """
+    for section in sections(recipe):
+        limits = dict(RECIPE_LIMITS) if not section.path else {}
+        for cls, more in LIMITS.items():
+            limits |= more if issubclass(section.cls, cls) else {}
+        for name, (allowed, words) in limits.items():
+            value = section.given.get(name)
+            if value is not None and not allowed(value):
+                raise ConfigError(
+                    f"'{section.key(name)}' cannot be {value}",
+                    field=section.key(name),
+                    remedy=f"give {words}",
+                )

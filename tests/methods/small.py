@@ -1,0 +1,140 @@
+"""Every pretraining method, found by itself and built small, and batches to train it on."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import lidarssl.methods
+from lidarssl.backbones.minkunet import MinkUNet
+from lidarssl.backbones.voxelize import PointInputs
+from lidarssl.frame import Batch, Frame, collate
+from lidarssl.images.unet import SmallUNet
+from lidarssl.methods.base import Method
+from lidarssl.methods.image_to_lidar import PairAugmentation
+from lidarssl.methods.ppkt import Ppkt
+from lidarssl.methods.slidr import Slidr
+from lidarssl.transforms.base import Compose, sample_generator
+from lidarssl.transforms.images import image_of
+from lidarssl.transforms.superpixels import Superpixels
+from toys import MemoryDataset
+
+
+@dataclass(frozen=True)
+class Small:
+    """A method for tests.
+
+    Attributes:
+        build: from the size of the images it sees.
+        samples: whether a step draws from its generator.
+    """
+
+    build: Callable[[tuple[int, int]], Method]
+    samples: bool
+
+
+def backbone() -> MinkUNet:
+    return MinkUNet(
+        inputs=PointInputs(("x", "y", "z", "intensity", "one"), reduce="mean"),
+        rule="slidr_cartesian",
+        voxel_size=0.5,
+        stem_channels=8,
+        encoder_channels=(8, 8),
+        decoder_channels=(8, 8),
+        blocks=(1,) * 4,
+    )
+
+
+def encoder() -> SmallUNet:
+    """Frozen and random, with features that tell the patches of the toy images apart."""
+    dataset, made = MemoryDataset(4), SmallUNet(out_channels=8)
+    cameras = [dataset.load(frame).cameras[0] for frame in dataset.frames("train")]
+    images = torch.stack([image_of(camera) for camera in cameras])
+    made.fit_feature_statistics([images / 255])
+    return made
+
+
+def augmentation(size: tuple[int, int]) -> PairAugmentation:
+    return PairAugmentation(image_size=size, min_pairs=8, scale=(0.9, 1.1))
+
+
+# A new method needs one line here; every test of every method then runs on it.
+SMALL: dict[str, Small] = {
+    "Ppkt": Small(
+        lambda size: Ppkt(
+            backbone(), encoder(), 8, num_matches=64, augmentation=augmentation(size)
+        ),
+        samples=True,
+    ),
+    "Slidr": Small(
+        lambda size: Slidr(
+            backbone(), encoder(), 8, superpixels=Superpixels(24, sigma=0.5),
+            augmentation=augmentation(size),
+        ),
+        samples=False,
+    ),
+}  # fmt: skip
+
+
+def methods() -> list[type[Method]]:
+    """Every concrete method of the package."""
+    for module in pkgutil.walk_packages(lidarssl.methods.__path__, "lidarssl.methods."):
+        importlib.import_module(module.name)
+    found, pending = [], [Method]
+    while pending:
+        for cls in pending.pop().__subclasses__():
+            pending.append(cls)
+            if cls.__module__.startswith("lidarssl.") and _is_whole(cls):
+                found.append(cls)
+    return sorted(found, key=lambda cls: cls.__name__)
+
+
+def _is_whole(cls: type[Method]) -> bool:
+    """Modules do not enforce abstract methods, so look for what is left abstract."""
+    names = [name for name, _ in inspect.getmembers(Method) if _is_abstract(Method, name)]
+    return not any(_is_abstract(cls, name) for name in names)
+
+
+def _is_abstract(cls: type, name: str) -> bool:
+    return bool(getattr(getattr(cls, name), "__isabstractmethod__", False))
+
+
+def entry(cls: type[Method]) -> Small:
+    if cls.__name__ not in SMALL:
+        pytest.fail(f"add a line for {cls.__name__} to SMALL in {__file__}")
+    return SMALL[cls.__name__]
+
+
+def build(cls: type[Method], seed: int = 0, size: tuple[int, int] = (32, 48)) -> Method:
+    """A small method; every weight is disturbed, so that none is zero by initialisation."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        method = entry(cls).build(size)
+        for parameter in method.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.05 * torch.randn_like(parameter)
+    return method.train()
+
+
+def frames(method: Method, count: int = 4, training: bool = True, points: int = 200) -> list[Frame]:
+    """Transformed frames that carry what the method needs, and nothing else."""
+    dataset, transform = (
+        MemoryDataset(count, points, cameras=2),
+        Compose(method.transforms(training)),
+    )
+    return [
+        transform(dataset.load(frame, method.needs), sample_generator(0, 0, number))
+        for number, frame in enumerate(dataset.frames("train"))
+    ]
+
+
+def batch_of(method: Method, some: list[Frame]) -> Batch:
+    batch = collate(some)
+    batch.points = method.student.prepare(batch.points)
+    return batch
