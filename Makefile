@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 THREADS ?= 2
 
-.PHONY: demo test lint format benchmarks clean
+.PHONY: demo test lint format clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -7,7 +7,7 @@ Without arguments: smooth noise of 1600 x 900. Prints both rates and their ratio
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from pathlib import Path
 
@@ -47,8 +47,12 @@ def seconds_per_image(images: list[Tensor], settings: SlicSettings) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("images", type=Path, nargs="*", metavar="IMAGE")
     torch.set_num_threads(1)
-    images = [read_image(Path(path))[0] for path in sys.argv[1:]] or [smooth_noise()]
+    images = [read_image(path)[0] for path in parser.parse_args().images] or [smooth_noise()]
     full, quarter = SlicSettings(), SlicSettings(scale=0.25)
     slow, fast = (seconds_per_image(images, settings) for settings in (full, quarter))
     same = sum(agreement(slic(i, full), slic(i, quarter)) for i in images) / len(images)
