@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from cli.conftest import Command, Tiny
 
+from commands import Command, Tiny
 from lidarssl import __version__, checkpoints
 from lidarssl.images.unet import SmallUNet
 from lidarssl.report.schema import LOOK_UP, RANDOM_INIT, Results, RunRecord
@@ -89,15 +89,20 @@ def test_options_may_stand_before_the_name(command: Command, tiny: Tiny) -> None
     assert checked.code == 0, checked.err
 
 
+def test_options_with_spaces_may_stand_before_the_name(command: Command, tmp_path: Path) -> None:
+    splits = "--splits=[{name: train, scenes: 0, frames: 1}]"
+    assert command("data", "synthesize", splits, tmp_path / "world").code == 0
+
+
 def test_synthesize_in_the_layout_of_semantic_kitti(command: Command, tmp_path: Path) -> None:
     made = command(
         "data", "synthesize", tmp_path, "--layout", "semantic_kitti", "--workers", 1,
-        "--splits", "[{name: train, scenes: 1, frames: 1}]", "--lidar.beams", 8,
-        "--lidar.azimuth_steps", 60, "--cameras", "[{name: image_2, height: 16, width: 48}]",
+        "--splits", "[{name: train, scenes: 1, frames: 1}, {name: teacher, scenes: 1, frames: 1}]",
+        "--lidar.azimuth_steps", 60, "--quiet",
     )  # fmt: skip
     assert made.code == 0, made.err
-    assert "1 frames" in made.out
-    assert command("data", "check", "semantic_kitti", "--root", tmp_path).code == 0
+    assert made.out.endswith(": 1 frames\n")
+    assert "image_2" in command("data", "check", "semantic_kitti", "--root", tmp_path).out
 
 
 def test_prepare_superpixels_resumes(command: Command, tiny: Tiny, tmp_path: Path) -> None:
@@ -139,9 +144,7 @@ def test_dry_run_writes_nothing(command: Command, tiny: Tiny, tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
-def test_resume_goes_on_where_the_run_ended(
-    command: Command, tiny: Tiny, pretrained: Path
-) -> None:
+def test_resume_goes_on_where_the_run_ended(command: Command, tiny: Tiny, pretrained: Path) -> None:
     words = tiny.pretrain(pretrained)
     done = command(*words, "--resume", "--training.steps=3")
     assert done.code == 0, done.err

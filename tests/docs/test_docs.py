@@ -80,7 +80,8 @@ def lidarssl_commands() -> list[Any]:
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Arguments of the verb, and the words that it passes on."""
     parser = build_parser()
-    return parser.parse_known_args(parser.join_values(words)[1])
+    _, known, options = parser.split(words)
+    return parser.parse_args(known), options
 
 
 def option(words: list[str], name: str) -> str | None:

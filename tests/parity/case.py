@@ -59,9 +59,7 @@ class Case:
 
     def weights(self) -> dict[str, np.ndarray]:
         """Reference state dict by the fill rule, then the manifest's overrides (``fill*x``)."""
-        filled = {
-            key: self.fill.value(key, shape) for key, shape, _ in self.manifest["state_dict"]
-        }
+        filled = {key: self.fill.value(key, shape) for key, shape, _ in self.manifest["state_dict"]}
         for pattern, rule in self.manifest.get("overrides", {}).items():
             if not str(rule).startswith("fill*"):
                 raise ValueError(f"{self.folder.name}: override rule {rule!r} is not known")

@@ -168,7 +168,7 @@ def test_estimate_comes_before_the_work(tmp_path: Path, capsys: pytest.CaptureFi
 def test_other_settings_need_another_folder(tmp_path: Path) -> None:
     prepare_superpixels(MemoryDataset(frames=1), "train", tmp_path, **OPTIONS)
     other = OPTIONS | {"segments": 20}
-    with pytest.raises(ConfigError, match="superpixels were made with"):
+    with pytest.raises(ConfigError, match="made with other settings: segments"):
         prepare_superpixels(MemoryDataset(frames=1), "train", tmp_path, **other)
     prepare_superpixels(MemoryDataset(frames=1), "train", tmp_path, overwrite=True, **other)
 

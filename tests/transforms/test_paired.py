@@ -72,6 +72,15 @@ def test_min_depth_and_rounding_are_passed_on() -> None:
     assert set(difference.tolist()) == {0, 1}
 
 
+def test_a_frame_that_no_camera_sees_is_bad_unless_allowed() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(DataError, match="none of its") as caught:
+        MatchPixels(min_depth=1000.0)(make_frame(), rng)
+    assert "camera_from_lidar" in str(caught.value.remedy)
+    allowed = MatchPixels(min_depth=1000.0, allow_none=True)(make_frame(), rng)
+    assert len(allowed.matches) == 0
+
+
 def test_frames_that_cannot_be_matched() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(DataError, match="no cameras"):

@@ -49,16 +49,16 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     parser = build_parser()
-    verb, joined = parser.join_values(words)
-    arguments, rest = parser.parse_known_args(joined)
-    arguments.command = shlex.join(["lidarssl", *words])
-    if rest and not verb.takes_options:
+    verb, known, options = parser.split(words)
+    arguments, rest = parser.parse_known_args(known)
+    if rest:
         raise ConfigError(
             f"{rest[0]} is not understood",
             remedy=f"{did_you_mean(rest[0], verb.flags)}`{verb.prog} --help` shows what is",
         )
+    arguments.command = shlex.join(["lidarssl", *words])
     try:
-        return arguments.run_verb(arguments, rest) or 0
+        return arguments.run_verb(arguments, options) or 0
     except UnknownKey as error:
         # A misspelt flag of the verb was taken for a key of the recipe.
         close = difflib.get_close_matches(f"--{error.field}", verb.flags, 1, 0.75)

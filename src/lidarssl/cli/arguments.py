@@ -154,8 +154,12 @@ def _add_data(top: _Verbs) -> None:
         verbs.describe_world, "output",
     )  # fmt: skip
     world.add_argument("output", type=Path, help="folder of the new dataset")
-    world.add_argument("--layout", choices=("nuscenes", "semantic_kitti"), default="nuscenes")
+    world.add_argument(
+        "--layout", choices=("nuscenes", "semantic_kitti"), default="nuscenes",
+        help="semantic_kitti: by default eleven drives with 64 beams and one camera",
+    )  # fmt: skip
     world.add_argument("--workers", type=at_least(0), default=2, help="processes")
+    _add_quiet(world)
 
 
 def _add_prepare(top: _Verbs) -> None:
@@ -179,6 +183,7 @@ def _add_prepare(top: _Verbs) -> None:
     )
     parser.add_argument("--shard", default="0/1", help="i/n: the i-th of n machines, from 0")
     parser.add_argument("--overwrite", action="store_true", help="redo files that exist")
+    _add_quiet(parser)
     teacher = _open_dataset(
         passes, "teacher", "train a small image encoder on image labels", verbs.prepare_teacher,
         "lidarssl prepare teacher synthetic --root data/world --output teacher.safetensors "

@@ -37,25 +37,27 @@ class Parser(argparse.ArgumentParser):
         question = did_you_mean(wrong[1], self.verbs) if wrong else ""
         raise ConfigError(message, remedy=f"{question}`{self.prog} --help` shows how")
 
-    def join_values(self, words: Sequence[str]) -> tuple[Parser, list[str]]:
-        """Tie the values of options that only the verb knows to them, so that none of them is
-        taken for a positional argument.
+    def split(self, words: Sequence[str]) -> tuple[Parser, list[str], list[str]]:
+        """Take out the options that only a verb knows, which argparse would mistake.
+
+        It takes their values for positional arguments, and an option with a space inside too.
 
         Returns:
-            The parser of the verb, and the words with ``--key=value`` in place of
-            ``--key value``.
+            The parser of the verb; the words that argparse knows; and the other options, as
+            ``--key=value`` where a value follows.
         """
-        parser, joined, rest = self, [], list(words)
+        parser, known, options, rest = self, list[str](), list[str](), list(words)
         while rest:
             word = rest.pop(0)
-            if word in parser.verbs:
-                parser = parser.verbs[word]
-            elif parser.takes_options and word.startswith("--") and word not in parser.flags:
-                followed = rest and not rest[0].startswith("--")
-                if "=" not in word and followed:
-                    word = f"{word}={rest.pop(0)}"
-            joined.append(word)
-        return parser, joined
+            parser = parser.verbs.get(word, parser)
+            flag, equals, _ = word.partition("=")
+            if not (parser.takes_options and flag.startswith("--")) or flag in parser.flags:
+                known.append(word)
+            elif equals or not rest or rest[0].startswith("--"):
+                options.append(word)
+            else:
+                options.append(f"{word}={rest.pop(0)}")
+        return parser, known, options
 
 
 class HelpWith(argparse.Action):

@@ -49,16 +49,21 @@ def data_stats(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def data_synthesize(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from lidarssl.datasets.world.kitti_writer import write_semantic_kitti
+    from lidarssl.datasets.world.config import WorldConfig
+    from lidarssl.datasets.world.kitti_writer import SEQUENCES, write_semantic_kitti
     from lidarssl.datasets.world.nuscenes_writer import write_nuscenes
     from lidarssl.recipes.schema import build_world
 
-    world = build_world(rest)
+    progress = not arguments.quiet
     if arguments.layout == "nuscenes":
-        write_nuscenes(world, arguments.output, workers=arguments.workers)
+        world = build_world(rest)
+        splits = world.splits
+        write_nuscenes(world, arguments.output, workers=arguments.workers, progress=progress)
     else:
-        write_semantic_kitti(world, arguments.output, workers=arguments.workers)
-    print(f"{arguments.output}: {sum(s.scenes * s.frames for s in world.splits)} frames")
+        world = build_world(rest, WorldConfig.kitti())
+        splits = tuple(split for split in world.splits if split.name in SEQUENCES)
+        write_semantic_kitti(world, arguments.output, arguments.workers, progress)
+    print(f"{arguments.output}: {sum(split.scenes * split.frames for split in splits)} frames")
 
 
 def prepare_superpixels(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -78,6 +83,7 @@ def prepare_superpixels(arguments: argparse.Namespace, rest: list[str]) -> None:
             workers=arguments.workers,
             shard=shard,
             overwrite=arguments.overwrite,
+            progress=not arguments.quiet,
         )
     )
 

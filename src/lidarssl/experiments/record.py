@@ -105,10 +105,8 @@ def skipped_note(count: int) -> list[str]:
     """The sentence of a run that replaced ``count`` bad samples; nothing when there was none."""
     if not count:
         return []
-    return [
-        f"{count} bad samples were skipped and replaced by the next good ones "
-        "(training.bad_samples: skip)."
-    ]
+    samples = "1 bad sample was" if count == 1 else f"{count} bad samples were"
+    return [f"{samples} skipped and replaced by the next good frame (training.bad_samples: skip)."]
 
 
 def architecture(module: nn.Module, resolved: str, *keys: str) -> checkpoints.Architecture:

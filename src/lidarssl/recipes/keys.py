@@ -135,6 +135,11 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if union else (annotation,)
 
 
+def takes_text(annotation: Any) -> bool:
+    """Whether text is a value of its own, as a name that a class looks up, not a class name."""
+    return str in _members(annotation)
+
+
 def find_class(base: type, name: object, where: str) -> type:
     """The class that ``class_path: name`` means where ``base`` is asked for.
 
@@ -211,6 +216,8 @@ def sections(section: Section) -> Iterator[Section]:
         base = inner_class(argument.annotation)
         node = section.given.get(name, {} if _built_by_default(argument) else None)
         if base is None or node is None:
+            continue
+        if isinstance(node, str) and takes_text(argument.annotation):
             continue
         where = section.key(name)
         node = {"class_path": node} if isinstance(node, str) else node

@@ -19,6 +19,7 @@ from lidarssl.recipes.keys import (
     inner_class,
     open_node,
     sections,
+    takes_text,
 )
 from lidarssl.recipes.suggest import UnknownKey, closest_key
 
@@ -61,9 +62,9 @@ def override(cls: type, content: dict[str, Any], words: Sequence[str]) -> None:
     """
     pairs = split_words(words)
     whole = Section("", cls, cls, content)
+    split = [([p for p in key.split(".") if p != "init_args"], raw) for key, raw in pairs]
     # The class decides which arguments there are, wherever it stands on the command line.
-    for key, raw in sorted(pairs, key=lambda pair: not pair[0].endswith("class_path")):
-        parts = [part for part in key.split(".") if part != "init_args"]
+    for parts, raw in sorted(split, key=lambda one: len(one[0]) - (one[0][-1] == "class_path")):
         _set(whole, whole, parts, raw)
 
 
@@ -80,11 +81,15 @@ def _set(whole: Section, section: Section, parts: list[str], raw: str) -> None:
                 remedy=f"give it {in_words(argument.annotation)}",
             )
         given[name] = parse_value(argument.annotation, raw, where)
+    elif not rest and takes_text(argument.annotation):
+        given[name] = _parse_yaml(raw, where)
     elif not rest or rest == ["class_path"]:
         given[name] = _replaced(base, given.get(name), raw, where)
     else:
         node = given.get(name)
-        given[name] = node = {"class_path": node} if isinstance(node, str) else node or {}
+        if isinstance(node, str):
+            node = {} if takes_text(argument.annotation) else {"class_path": node}
+        given[name] = node = node or {}
         found, inner = open_node(base, node, where)
         _set(whole, Section(where, base, found, inner), rest, raw)
 
@@ -110,7 +115,7 @@ def _known(whole: Section, section: Section, name: str) -> Argument:
         if section.path
         else f"there is no option '{name}'",
         field=section.key(name),
-        remedy=closest_key(name, siblings, _all_keys(whole)),
+        remedy=closest_key(name, siblings, _all_keys(whole)) or None,
     )
 
 

@@ -10,9 +10,10 @@ A recipe is one experiment. Its ``kind`` says what it runs:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -243,14 +244,19 @@ def build_dataset(name: str, options: Sequence[str]) -> Dataset:
     return built
 
 
-def build_world(options: Sequence[str]) -> WorldConfig:
+def build_world(options: Sequence[str], base: WorldConfig | None = None) -> WorldConfig:
     """A synthetic world from the command line words of ``WorldConfig``.
+
+    Args:
+        options: e.g. ``--lidar.beams=64``.
+        base: what holds where no option says otherwise; default: the world of the demo.
 
     Raises:
         ConfigError: unknown option or bad value.
     """
     hint = "`lidarssl data synthesize --help` lists the options"
-    parser, config = _parse(WorldConfig, {}, options, hint)
+    content = {} if base is None else json.loads(json.dumps(asdict(base)))
+    parser, config = _parse(WorldConfig, content, options, hint)
     return WorldConfig(**vars(_instantiate(parser, config)))
 
 

@@ -86,7 +86,7 @@ class FitResult:
     Attributes:
         steps: optimiser steps done.
         skipped: bad samples replaced by this process.
-        interrupted: stopped by Ctrl-C or SIGTERM before the last step; ``last.ckpt`` holds it.
+        interrupted: stopped by Ctrl-C or SIGTERM before the last step.
     """
 
     steps: int
@@ -156,6 +156,10 @@ def fit(
             trainer.fit(learner, loader, ckpt_path=last if resume else None, weights_only=True)
         except SystemExit as error:  # how the trainer ends at a second Ctrl-C
             raise KeyboardInterrupt from error
+        except RuntimeError as error:
+            # A scheduler may end the loader's workers too; the last checkpoint stands.
+            if not (stop.received and "DataLoader worker" in str(error)):
+                raise
     done = trainer.global_step
     return FitResult(done, learner.skipped, interrupted=stop.received and done < steps)
 

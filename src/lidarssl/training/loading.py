@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -189,7 +189,7 @@ def training_loader(
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         prefetch_factor=2 if workers else None,
-        worker_init_fn=_ignore_stop_signals,
+        worker_init_fn=_leave_group,
     )
 
 
@@ -244,17 +244,16 @@ def _batches_of(
         batch_sampler=[[(0, sample) for sample in part] for part in parts],
         num_workers=workers,
         collate_fn=_Collate(prepare),
-        worker_init_fn=_ignore_stop_signals,
+        worker_init_fn=_leave_group,
         # Else every pass would advance the global generator.
         generator=torch.Generator(),
     )
     return (good_batch(loaded) for loaded in loader)
 
 
-def _ignore_stop_signals(worker: int) -> None:
-    """Signals reach the whole process group; the main process ends its workers in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _leave_group(worker: int) -> None:
+    """Ctrl-C and SIGTERM for the group are for the main process, which ends its workers."""
+    os.setpgrp()
 
 
 def good_batch(loaded: LoadedBatch) -> Batch:

@@ -46,7 +46,12 @@ class SlicSettings:
 
     def __post_init__(self) -> None:
         if not (self.segments >= 1 and self.compactness > 0 and self.sigma >= 0):
-            raise ConfigError(f"{self} cannot be run", field="superpixels")
+            raise ConfigError(
+                f"SLIC cannot run with {self.segments} segments, compactness {self.compactness} "
+                f"and sigma {self.sigma}",
+                field="superpixels",
+                remedy="give 1 segment or more, compactness above 0 and sigma of 0 or more",
+            )
         if not 0 < self.scale <= 1:
             raise ConfigError(
                 f"scale {self.scale} is not in (0, 1]", field="superpixels.scale", remedy="try 0.25"
@@ -139,10 +144,15 @@ def check_settings(folder: Path, settings: SlicSettings) -> None:
     if not path.is_file():
         return
     stored = read_json(path, limit=65536)
-    if stored != asdict(settings):
+    asked = asdict(settings)
+    if stored != asked:
+        stored = stored if isinstance(stored, dict) else {}
+        differs = [name for name in asked if stored.get(name) != asked[name]]
         raise ConfigError(
-            f"superpixels were made with {stored}, asked for are {asdict(settings)}",
+            "the superpixels in this folder were made with other settings: "
+            + ", ".join(f"{name} {stored.get(name)}, not {asked[name]}" for name in differs),
             path=path,
+            field=", ".join(differs),
             remedy="change the recipe, or prepare them into another folder",
         )
 

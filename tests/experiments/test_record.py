@@ -1,0 +1,127 @@
+"""Run folders, and weights that get into backbones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lidarssl import checkpoints
+from lidarssl.backbones.minkunet import MinkUNet
+from lidarssl.errors import ConfigError, DataError
+from lidarssl.experiments.record import (
+    RECIPE_FILE,
+    STUDENT_FILE,
+    Recorder,
+    architecture,
+    load_backbone,
+    skipped_note,
+)
+from lidarssl.report.schema import RunRecord
+
+ARGUMENTS = {
+    "stem_channels": 8,
+    "encoder_channels": [8, 8],
+    "decoder_channels": [8, 8],
+    "blocks": [1, 1, 1, 1],
+    "voxel_size": 0.2,
+}
+CLASS = "lidarssl.backbones.minkunet.MinkUNet"
+
+
+def network(seed: int) -> MinkUNet:
+    torch.manual_seed(seed)
+    return MinkUNet(
+        stem_channels=8, encoder_channels=(8, 8), decoder_channels=(8, 8), blocks=(1,) * 4,
+        voxel_size=0.2,
+    )  # fmt: skip
+
+
+def built(**changes: object) -> checkpoints.Architecture:
+    return checkpoints.Architecture(CLASS, ARGUMENTS | changes)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    checkpoints.save(tmp_path / STUDENT_FILE, network(1), checkpoints.Card(built(), recipe="slidr"))
+    return tmp_path
+
+
+def test_a_run_is_recorded_from_its_first_moment(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "a" / "run", "Title", "lidarssl x", 3, "kind: probe\n")
+    record = RunRecord.load(tmp_path / "a" / "run")
+    assert (record.title, record.command, record.seed) == ("Title", "lidarssl x", 3)
+    assert record.stages == ()
+    with recorder.stage("train", "what it does"):
+        pass
+    (stage,) = RunRecord.load(tmp_path / "a" / "run").stages
+    assert (stage.name, stage.description) == ("train", "what it does")
+    assert (tmp_path / "a" / "run" / RECIPE_FILE).read_text() == "kind: probe\n"
+
+
+def test_notes_reach_the_record(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, "", "", 0, "")
+    recorder.notes.append("A known limit.")
+    recorder.save()
+    assert RunRecord.load(tmp_path).notes == ("A known limit.",)
+
+
+def test_skipped_samples_are_worth_a_note() -> None:
+    assert skipped_note(0) == []
+    (note,) = skipped_note(4)
+    assert note.startswith("4 bad samples")
+    assert skipped_note(1)[0].startswith("1 bad sample was")
+
+
+@pytest.mark.parametrize("inside", ["", "deeper"])
+def test_a_file_in_the_way(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="a file is where the run folder should be"):
+        Recorder(tmp_path / "file" / inside, "", "", 0, "")
+
+
+def test_architecture_finds_the_module_in_a_recipe() -> None:
+    node = {"class_path": CLASS, "init_args": ARGUMENTS}
+    recipe = yaml.safe_dump({"method": {"class_path": "x", "init_args": {"backbone": node}}})
+    assert architecture(network(0), recipe, "method", "backbone") == built()
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_a_student_gets_into_a_backbone(run: Path, form: str) -> None:
+    backbone = network(2)
+    assert load_backbone(backbone, run if form == "folder" else run / STUDENT_FILE, built()) == (
+        "slidr"
+    )
+    for name, value in network(1).state_dict().items():
+        assert torch.equal(backbone.state_dict()[name], value), name
+
+
+def test_arguments_that_change_no_weight_may_differ(run: Path) -> None:
+    load_backbone(network(2), run, built(checkpointing=True, bn_momentum=0.02))
+
+
+def test_another_architecture_is_refused(run: Path) -> None:
+    backbone = network(2)
+    with pytest.raises(ConfigError, match=r"voxel_size is 0\.2 in the checkpoint, 0\.1 here"):
+        load_backbone(backbone, run, built(voxel_size=0.1))
+    for name, value in network(2).state_dict().items():
+        assert torch.equal(backbone.state_dict()[name], value), "nothing may have been loaded"
+
+
+def test_a_checkpoint_of_the_reference(tmp_path: Path) -> None:
+    state = {f"module.{name}": value for name, value in network(1).state_dict().items()}
+    torch.save({"model_points": state, "config": {"voxel_size": 0.2}}, tmp_path / "slidr.pt")
+    backbone = network(2)
+    assert load_backbone(backbone, tmp_path / "slidr.pt", built()) == "slidr"
+    assert torch.equal(backbone.state_dict()["conv0p1s1.kernel"],
+                       network(1).state_dict()["conv0p1s1.kernel"])  # fmt: skip
+    with pytest.raises(ConfigError, match="voxel_size"):
+        load_backbone(backbone, tmp_path / "slidr.pt", built(voxel_size=0.3))
+
+
+@pytest.mark.parametrize("name", ["", "nowhere", "nowhere.safetensors"])
+def test_no_checkpoint(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="no such checkpoint"):
+        load_backbone(network(0), tmp_path / name, built())

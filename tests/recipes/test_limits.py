@@ -1,0 +1,49 @@
+"""Every limit names arguments that exist, accepts the defaults and refuses something."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lidarssl.errors import ConfigError
+from lidarssl.recipes.keys import REQUIRED, Section, arguments
+from lidarssl.recipes.limits import LIMITS, RECIPE_LIMITS, check_limits
+from lidarssl.recipes.schema import PretrainRecipe, ProbeRecipe, SegmentationRecipe
+from lidarssl.tasks.probe import LinearProbe
+from lidarssl.training.fit import Training
+from lidarssl.training.learner import Optimizer
+
+ALL = [(cls, name) for cls, limits in LIMITS.items() for name in limits]
+
+
+@pytest.mark.parametrize(("cls", "name"), ALL)
+def test_defaults_are_allowed(cls: type, name: str) -> None:
+    argument = arguments(cls)[name]
+    allowed, _ = LIMITS[cls][name]
+    assert argument.default in (REQUIRED, None) or allowed(argument.default)
+
+
+def test_limits_of_recipes_are_those_of_their_arguments() -> None:
+    known = {n for cls in (PretrainRecipe, ProbeRecipe, SegmentationRecipe) for n in arguments(cls)}
+    assert set(RECIPE_LIMITS) <= known
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value"),
+    [
+        (Training, "batch_size", 0), (Training, "steps", 0), (Training, "epochs", -1),
+        (Training, "seed", -1), (Training, "workers", -1), (Training, "log_every", 0),
+        (Training, "devices", 0), (Training, "precision", "8"), (Optimizer, "lr", 0.0),
+        (Optimizer, "lr", float("inf")), (Optimizer, "momentum", 1.5), (LinearProbe, "rows", 0),
+    ],
+)  # fmt: skip
+def test_senseless_values_are_refused(cls: type, name: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_limits(Section("here", cls, cls, {name: value}))
+    assert caught.value.field == f"here.{name}"
+    assert caught.value.remedy
+
+
+def test_null_has_no_limit() -> None:
+    check_limits(Section("here", Training, Training, {"steps": None}))

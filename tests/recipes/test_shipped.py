@@ -1,0 +1,157 @@
+"""Every recipe that ships parses; the synthetic ones build, and reload to the same objects."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from commands import Tiny
+from lidarssl.datasets.synthetic import Synthetic
+from lidarssl.datasets.world.config import SplitConfig, WorldConfig, camera_rig
+from lidarssl.images.unet import SmallUNet
+from lidarssl.recipes import catalogue, files
+from lidarssl.recipes.schema import (
+    PretrainRecipe,
+    ProbeRecipe,
+    SegmentationRecipe,
+    build_backbone,
+    build_dataset,
+    build_world,
+    load,
+    parse,
+)
+
+NAMES = list(files.shipped())
+SYNTHETIC = [name for name in NAMES if "synthetic" in name]
+NAME = re.compile(r"(slidr|ppkt|probe|finetune)_minkunet_(synthetic|nuscenes|semantic_kitti|kitti)")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    folder = tmp_path_factory.mktemp("recipes")
+    splits = tuple(SplitConfig(name, 1, 1) for name in ("teacher", "train", "val"))
+    Synthetic.generate(
+        folder / "world", WorldConfig(0, splits, cameras=camera_rig(2, 32, 64)), 1, progress=False
+    )
+    SmallUNet(num_classes=14).save(folder / "teacher.safetensors")
+    return Tiny(folder, folder / "world", folder / "teacher.safetensors")
+
+
+def overrides(tiny: Tiny, name: str) -> list[str]:
+    pretraining = files.read(files.find(name))["kind"] == "pretrain"
+    encoder = [f"--method.image_encoder.weights={tiny.teacher}"] if pretraining else []
+    return [f"--dataset.root={tiny.world}", *encoder]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_parses_against_the_signatures(name: str) -> None:
+    assert parse(name).kind in files.KINDS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_says_what_it_is_and_how_to_run_it(name: str) -> None:
+    assert NAME.match(name)
+    text = catalogue.text(name)
+    content = yaml.safe_load(text)
+    assert text.startswith(f"# lidarssl {files.verb(content)} {name}")
+    about = content["about"]
+    assert about["title"]
+    assert about["verified"]
+    if not name.endswith(("synthetic", "sample")):
+        assert about["paper"], "a recipe of a full dataset reproduces a publication"
+        assert about["target"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_method_backbone_and_dataset_are_those_of_its_name(name: str) -> None:
+    resolved = parse(name).resolved.lower().replace("_", "")
+    for part in (name.split("_")[1], "synthetic" if "synthetic" in name else "root"):
+        assert part in resolved
+    method = name.split("_")[0]
+    if method in ("slidr", "ppkt"):
+        assert f"classpath: lidarssl.methods.{method}.{method}" in resolved
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_it_builds_and_reloads_to_the_same_objects(tiny: Tiny, name: str, tmp_path: Path) -> None:
+    first = load(name, overrides(tiny, name))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(first.resolved)
+    second = load(str(path))
+    assert second.resolved == first.resolved
+    assert vars(second.recipe.about) == vars(first.recipe.about)
+    for one, other in zip(modules(first.recipe), modules(second.recipe), strict=True):
+        assert str(one) == str(other)
+        for key, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[key]), key
+    for settings in ("training", "probe"):
+        assert getattr(first.recipe, settings, 0) == getattr(second.recipe, settings, 0)
+    if isinstance(first.recipe, PretrainRecipe):
+        assert vars(first.recipe.method.augmentation) == vars(second.recipe.method.augmentation)
+
+
+def modules(recipe: PretrainRecipe | ProbeRecipe | SegmentationRecipe) -> list[torch.nn.Module]:
+    if isinstance(recipe, PretrainRecipe):
+        return [recipe.method]
+    return [recipe.backbone if isinstance(recipe, ProbeRecipe) else recipe.task]
+
+
+def test_null_survives_the_run_folder(tiny: Tiny, tmp_path: Path) -> None:
+    """The default of crop_scale is not null: a null that is not written comes back as a crop."""
+    name = "slidr_minkunet_synthetic"
+    loaded = load(name, overrides(tiny, name))
+    assert loaded.recipe.method.augmentation.crop_scale is None
+    path = tmp_path / "recipe.yaml"
+    path.write_text(loaded.resolved)
+    assert load(str(path)).recipe.method.augmentation.crop_scale is None
+
+
+def test_random_weights_come_from_the_seed(tiny: Tiny) -> None:
+    name = "probe_minkunet_synthetic"
+    backbones = [
+        load(name, [*overrides(tiny, name), f"--seed={seed}"]).recipe.backbone for seed in (3, 3, 4)
+    ]
+    a, b, c = (torch.cat([p.flatten() for p in one.parameters()]) for one in backbones)
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    node = yaml.safe_load(parse(name).resolved)["backbone"]
+    again = build_backbone(node, 4)
+    assert torch.equal(torch.cat([p.flatten() for p in again.parameters()]), c)
+
+
+def test_building_leaves_the_global_generator_alone(tiny: Tiny) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load("probe_minkunet_synthetic", overrides(tiny, "probe_minkunet_synthetic"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_datasets_and_worlds_from_words(tiny: Tiny) -> None:
+    dataset = build_dataset("synthetic", ["--root", str(tiny.world), "--cameras", "[CAM_BACK]"])
+    assert isinstance(dataset, Synthetic)
+    assert dataset.cameras == ("CAM_BACK",)
+    world = build_world(["--seed=3", "--splits=[{name: a, scenes: 2, frames: 1}]"])
+    assert (world.seed, world.splits) == (3, (SplitConfig("a", 2, 1),))
+    assert build_world([]) == WorldConfig()
+    assert build_world([], WorldConfig.kitti()) == WorldConfig.kitti()
+
+
+def test_table_names_the_verb_of_each() -> None:
+    rows = {line.split()[0]: line.split()[1] for line in catalogue.table().splitlines()[:-3]}
+    assert rows["probe_minkunet_nuscenes"] == "probe"
+    assert rows["finetune_minkunet_nuscenes_1"] == "finetune"
+    assert set(rows) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keys_show_everything_the_recipe_sets(name: str) -> None:
+    shown = catalogue.keys(name)
+    for line in shown.splitlines():
+        assert len(line) < 200
+    assert "--dataset.root = " in shown
+    assert " = <" not in shown, "a value without a readable form"
