@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 GOLDENS = Path(os.environ.get("LIDARSSL_GOLDENS", REPOSITORY.parent / "shared" / "goldens"))
 """Where the reference outputs are."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from lidarssl.errors import ConfigError, DataError
-from lidarssl.frame import Batch, Field, Frame
+from lidarssl.frame import Batch, Field, Frame, map_tensors
+from lidarssl.methods.slidr import Slidr
 from lidarssl.training.loading import (
     EpochBatches,
     FrameSource,
@@ -16,6 +18,7 @@ from lidarssl.training.loading import (
     good_batch,
     training_loader,
 )
+from methods.small import build
 from toys import MemoryDataset
 
 
@@ -42,9 +45,54 @@ def same(left: list[Batch], right: list[Batch]) -> bool:
     )
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_change_nothing(workers: int) -> None:
     assert same(batches_of(0), batches_of(workers))
+
+
+@pytest.fixture(scope="module")
+def slidr_batches() -> list[list[Tensor]]:
+    return tensors_of_slidr(0)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_change_nothing_of_a_real_method(
+    slidr_batches: list[list[Tensor]], workers: int
+) -> None:
+    """Superpixels, every random transform and the voxels made ahead included."""
+    found = tensors_of_slidr(workers)
+    for expected, actual in zip(slidr_batches, found, strict=True):
+        assert len(expected) == len(actual) > 20
+        assert all(map(torch.equal, expected, actual))
+
+
+def tensors_of_slidr(workers: int) -> list[list[Tensor]]:
+    """Every tensor of every batch of SLidR."""
+    method, dataset = build(Slidr), MemoryDataset(6, cameras=2)
+    drawn = method.augmentation
+    assert drawn.rotate
+    assert drawn.flip_axes
+    assert drawn.scale
+    assert drawn.drop_cuboids
+    assert drawn.crop_scale
+    assert drawn.flip_images
+    ids, transforms = dataset.frames("train"), method.transforms(True)
+    source = FrameSource(dataset, ids, method.needs, transforms, 5)
+    loader = training_loader(source, EpochBatches(6, 2, 5, 5), workers, method.student.prepare)
+    batches = []
+    for loaded in loader:
+        batch = good_batch(loaded)
+        assert batch.images is not None
+        assert batch.superpixels is not None
+        assert batch.matches is not None
+        assert batch.points.prepared is not None
+        found: list[Tensor] = []
+        map_tensors(batch, found.append)
+        batches.append([tensor.clone() for tensor in found])
+    assert not torch.equal(batches[0][0], batches[3][0])
+    return batches
 
 
 @pytest.mark.parametrize("start", [1, 3, 5])

@@ -142,9 +142,10 @@ def test_two_processes_equal_one(
                 assert torch.allclose(one[key], value, rtol=1e-9, atol=1e-12), key
 
 
-def test_gradients_are_there_to_compare() -> None:
-    """The cases differ: halves alone do not have the gradient of the whole."""
-    case = CASES["Slidr, equal"]
-    whole, half = step(case, slice(FRAMES)), step(case, slice(FRAMES // 2))
-    key = "grad point_head.weight"
-    assert (whole[key] - half[key]).abs().max() > 0.01 * whole[key].abs().max()
+@pytest.mark.parametrize("name", ["Ppkt, equal", "Slidr, equal", "lovasz, unequal"])
+def test_halves_by_themselves_are_not_the_whole(name: str) -> None:
+    """Without the processes' exchange the comparison above fails."""
+    half, key = FRAMES // 2, "grad backbone.conv0p1s1.kernel"
+    whole = step(CASES[name], slice(FRAMES))[key]
+    first, second = (step(CASES[name], part)[key] for part in (slice(half), slice(half, FRAMES)))
+    assert ((first + second) / 2 - whole).abs().max() > 1e-3 * whole.abs().max()

@@ -72,6 +72,14 @@ def test_resumed_run_ends_with_the_same_weights_and_the_same_log(
     assert (tmp_path / table).read_text() == (whole / table).read_text()
 
 
+def test_without_interval_only_the_end_is_saved(tmp_path: Path) -> None:
+    training = settings(steps=4, checkpoint_every=0)
+    interrupt_at(tmp_path, 3, training)
+    assert not (tmp_path / "checkpoints").exists()
+    train(tmp_path, training)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
 def test_resuming_keeps_the_log_of_other_stages(tmp_path: Path) -> None:
     other = '{"stage": "teacher", "step": 90, "loss": 1.0}\n'
     (tmp_path / "metrics.jsonl").write_text(other)

@@ -36,7 +36,7 @@ def train_teacher(
     steps: int = 400,
     batch_size: int = 3,
     seed: int = 0,
-    workers: int = 1,
+    workers: int = 0,
     progress: bool = True,
     run: Path | None = None,
 ) -> None:

@@ -82,8 +82,8 @@ def _verdict(table: ScoreTable, column: Column) -> str:
         if _one_seed(table, column, outcomes):
             best = max(outcomes, key=lambda name: _mean(table, name, column))
             gain = _mean(table, best, column) - random_init.mean
-            said = f"In this one run pretraining helped, by {gain:.1f} mIoU points"
-            return said + _against_look_up(table, column)
+            helped = f"In this one run pretraining helped, by {gain:.1f} mIoU points"
+            return helped + _against_look_up(table, column)
         return "Pretraining may have helped: the average is higher, the seeds do not settle it."
     if len(kinds) > 1:
         named = {kind: _names(m for m in outcomes if outcomes[m] is kind) for kind in kinds}

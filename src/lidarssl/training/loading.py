@@ -259,7 +259,11 @@ def _leave_group(worker: int) -> None:
 def good_batch(loaded: LoadedBatch) -> Batch:
     """The batch, or the error of the worker that should have made it."""
     if loaded.error is not None:
-        raise loaded.error
+        try:
+            raise loaded.error
+        finally:
+            # Else the error, through its traceback, holds itself and the loader's workers.
+            loaded.error = None
     assert loaded.batch is not None
     return loaded.batch
 
