@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from lidarssl.experiments.pictures import PictureBook, picture_frame, query_point
+from lidarssl.experiments.pictures import (
+    PictureBook,
+    most_crowded,
+    picture_frame,
+    query_point,
+    standard_directions,
+)
 from lidarssl.frame import Frame, FrameId
 from lidarssl.report.figures import load
 from lidarssl.report.schema import Section
@@ -72,3 +78,23 @@ def test_a_frame_without_cameras_shows_the_scan(tmp_path: Path) -> None:
     book = PictureBook(tmp_path, MemoryDataset())
     book.add_input(frame_of([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
     assert [record.file for record in book.records] == ["figures/scan.npz"]
+
+
+def test_directions_ignore_the_scale_and_offset_of_channels() -> None:
+    features = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    scaled = features * torch.tensor([1000.0, 1.0, 0.01, 5.0]) + 7
+    directions = standard_directions(features)
+    assert torch.allclose(directions, standard_directions(scaled), atol=1e-3)
+    assert torch.allclose(directions.norm(dim=1), torch.ones(50))
+
+
+def test_a_dead_channel_stays_finite() -> None:
+    assert bool(torch.isfinite(standard_directions(torch.ones(5, 3))).all())
+
+
+def test_the_most_crowded_point_is_inside_the_cluster() -> None:
+    generator = torch.Generator().manual_seed(0)
+    cluster = torch.rand(40, 3, generator=generator) * 0.3 + 10
+    stray = torch.tensor([[3.0, 0.0, 0.0], [4.0, 0.0, 0.0], [12.0, 0.0, 0.0]])
+    assert most_crowded(torch.cat([stray, cluster])) >= 3
+    assert most_crowded(torch.cat([stray, cluster]), most=20) >= 3

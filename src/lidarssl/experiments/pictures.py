@@ -119,8 +119,10 @@ class PictureBook:
         """PCA of the features of every point, and similarity to one point.
 
         Args:
-            features: (N, C) of the points of the frame.
+            features: (N, C) of the points of the frame; pictures show their directions after
+                every channel is standardised, as a linear probe sees them.
         """
+        features = standard_directions(features)
         self.add(
             f"pca_{_slug(name)}",
             FeaturePca(self.points_of(frame), features.numpy()),
@@ -176,6 +178,24 @@ def bare(frame: Frame) -> Frame:
     return Frame(frame.id, frame.points, frame.intensity, semantic=frame.semantic)
 
 
+def most_crowded(points: Tensor, radius: float = 0.7, most: int = 2000) -> int:
+    """The point with most others within ``radius`` m: on the body of a thing, not on its rim.
+
+    Args:
+        points: (N, 3) m, N > 0.
+        most: points looked at, evenly spread.
+    """
+    step = -(-len(points) // most)
+    few = points[::step]
+    return int((torch.cdist(few, few) < radius).sum(1).argmax()) * step
+
+
+def standard_directions(features: Tensor) -> Tensor:
+    """Rows of unit length after every channel has mean 0 and standard deviation 1, (N, C)."""
+    spread = features.std(0, correction=0).clamp(min=1e-6)
+    return torch.nn.functional.normalize((features - features.mean(0)) / spread, dim=1)
+
+
 def query_point(frame: Frame, classes: ClassTable) -> tuple[int, str]:
     """A point worth asking about: on a car where labels say so, else about 10 m away.
 
@@ -192,7 +212,7 @@ def query_point(frame: Frame, classes: ClassTable) -> tuple[int, str]:
         for mask in (chosen & seen, chosen):
             if int(mask.sum()) >= 20:
                 rows = torch.nonzero(mask)[:, 0]
-                return int(rows[distance[rows].argsort()[len(rows) // 2]]), f"on a {name}"
+                return int(rows[most_crowded(frame.points[rows])]), f"on a {name}"
     rows = torch.nonzero(seen)[:, 0] if bool(seen.any()) else torch.arange(len(frame))
     return int(rows[(distance[rows] - 10).abs().argmin()]), "about 10 m away"
 
