@@ -33,9 +33,9 @@ BASELINES = (
     ),
     (
         LOOK_UP,
-        "No network at all: each point takes the class that is most frequent, in the labelled "
-        "frames, at its height, range and intensity. Features that do not beat it hold less than "
-        "three raw numbers.",
+        "No network at all: each point takes the class that the labelled frames show most often "
+        "at its height, range and intensity, rare classes counted more. Features that do not beat "
+        "it hold less than three raw numbers.",
     ),
 )
 _SECTION_TEXT = {
