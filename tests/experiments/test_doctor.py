@@ -13,7 +13,7 @@ import torch
 
 from lidarssl.cli import main
 from lidarssl.experiments import doctor
-from lidarssl.experiments.doctor import Finding, Findings, examine, import_problem
+from lidarssl.experiments.doctor import Finding, Findings, crowding, examine, import_problem
 
 
 def line(findings: Findings, what: str) -> Finding:
@@ -134,3 +134,14 @@ def test_tiny_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: small)
     (found,) = doctor._shared_memory()
     assert "shm-size" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "cores", "said"),
+    [(0, 2, 2, False), (1, 1, 2, False), (1, 2, 2, True), (8, 4, 16, False), (8, 16, 16, True)],
+)
+def test_crowded_cores_are_named(workers: int, threads: int, cores: int, said: bool) -> None:
+    message = crowding(workers, threads, cores)
+    assert (message is not None) == said
+    if message is not None:
+        assert f"OMP_NUM_THREADS={cores - workers}" in message

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 from lidarssl.errors import ConfigError, DataError
@@ -110,6 +112,7 @@ def pretrain(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.recipes.schema import load
 
     recipe = load(arguments.recipe, rest, kinds=("pretrain",))
+    _say_when_crowded(recipe.recipe.training.workers, recipe.recipe.training.accelerator)
     if arguments.dry_run:
         print(dry_run(recipe))
         return
@@ -135,11 +138,26 @@ def _downstream(
 
     kinds = ("segmentation",) if verb == "finetune" else ("probe", "segmentation")
     run = arguments.run or Path("runs") / Path(arguments.recipe).stem
+    loaded = load(arguments.recipe, rest, kinds)
+    if loaded.kind == "segmentation":
+        training = loaded.recipe.training
+        _say_when_crowded(training.workers, training.accelerator)
     page = run_downstream(
-        load(arguments.recipe, rest, kinds), verb, run, arguments.checkpoint, arguments.resume,
+        loaded, verb, run, arguments.checkpoint, arguments.resume,
         not arguments.quiet, arguments.command, baseline, seeds,
     )  # fmt: skip
     print(f"{outcome(run)}\nreport: {page}")
+
+
+def _say_when_crowded(workers: int, accelerator: str) -> None:
+    import torch
+
+    from lidarssl.experiments.doctor import crowding
+    from lidarssl.training.fit import choose_device
+
+    said = crowding(workers, torch.get_num_threads(), os.cpu_count() or 1)
+    if said and choose_device(accelerator).type == "cpu":
+        print(said, file=sys.stderr)
 
 
 def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:

@@ -142,6 +142,20 @@ def _identity() -> Iterable[Finding]:
     yield Finding("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores")
 
 
+def crowding(workers: int, threads: int, cores: int) -> str | None:
+    """What to say when loader processes and threads outnumber the cores of a CPU run.
+
+    Waiting threads spin: one loader process beside two threads on two cores made a step four
+    times slower.
+    """
+    if workers == 0 or workers + threads <= cores:
+        return None
+    return (
+        f"note: {workers} loader processes and {threads} threads share {cores} cores and slow "
+        f"each other down; try --training.workers 0, or OMP_NUM_THREADS={max(1, cores - workers)}"
+    )
+
+
 def _torch() -> Iterable[Finding]:
     need = f"pip install --upgrade 'torch>={TORCH[0]}.{TORCH[1]}'"
     broken = import_problem("torch")
