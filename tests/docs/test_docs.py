@@ -34,11 +34,6 @@ PAGES = [
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
 KINDS = {"pretrain": ["pretrain"], "probe": ["probe", "segmentation"], "finetune": ["segmentation"]}
-FORBIDDEN = re.compile(
-    r"\bagents?\b|\bAI\b|\bLLMs?\b|/work/|\.\./shared|/tmp/|/root|pypi|huggingface\.co"
-    r"|download\.pytorch|index-url",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -232,11 +227,6 @@ def resolves(name: str) -> bool:
             found = getattr(found, attribute, None)
         return found is not None
     return False
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_speak_of_the_project_alone(page: Path) -> None:
-    assert FORBIDDEN.findall(page.read_text("utf-8")) == []
 
 
 def test_readme_fits_a_screen_or_two() -> None:

@@ -106,7 +106,7 @@ class _Verbs:
 def _add_demo(top: _Verbs) -> None:
     parser = top.add(
         "demo", "generate a world, pretrain, probe, report: in minutes", verbs.demo,
-        "lidarssl demo\nlidarssl demo --quick --run /tmp/demo     does it run here? in seconds",
+        "lidarssl demo\nlidarssl demo --quick --run runs/quick    does it run here? in seconds",
     )  # fmt: skip
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="run folder")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of everything random")
