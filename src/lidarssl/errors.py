@@ -78,5 +78,5 @@ def require(module: str, extra: str) -> ModuleType:
     except ImportError as error:
         raise ConfigError(
             f"this needs the optional package '{module.split('.')[0]}' ({error})",
-            remedy=f"pip install 'lidarssl[{extra}]'",
+            remedy=f"pip install 'lidarssl[{extra}]' (in a clone: pip install '.[{extra}]')",
         ) from error

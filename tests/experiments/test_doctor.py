@@ -138,7 +138,14 @@ def test_tiny_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("workers", "threads", "cores", "said"),
-    [(0, 2, 2, False), (1, 1, 2, False), (1, 2, 2, True), (8, 4, 16, False), (8, 16, 16, True)],
+    [
+        (0, 2, 2, False),
+        (1, 1, 2, False),
+        (2, 1, 2, False),
+        (1, 2, 2, True),
+        (8, 4, 16, False),
+        (8, 16, 16, True),
+    ],
 )
 def test_crowded_cores_are_named(workers: int, threads: int, cores: int, said: bool) -> None:
     message = crowding(workers, threads, cores)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,32 @@ def test_a_checkpoint_of_the_reference(tmp_path: Path) -> None:
 def test_no_checkpoint(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="no such checkpoint"):
         load_backbone(network(0), tmp_path / name, built())
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from lidarssl.experiments.record import Recorder
+recorder = Recorder(Path(sys.argv[1]), "title", "command", 0, "")
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_in_use_is_refused_until_its_run_dies(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="another run writes to this folder"):
+            Recorder(tmp_path, "title", "command", 0, "")
+        holder.kill()
+    Recorder(tmp_path, "title", "command", 0, "")
+
+
+def test_the_recipe_of_a_run_is_on_disk_once_it_is_known(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, "title", "command", 0, "")
+    recorder.recipe = "kind: probe\n"
+    recorder.save()
+    assert (tmp_path / RECIPE_FILE).read_text() == "kind: probe\n"

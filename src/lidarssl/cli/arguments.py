@@ -246,7 +246,8 @@ def _add_evaluate(top: _Verbs) -> None:
     parser.add_argument(
         "--protocol",
         default="nan",
-        help="mIoU variant: nan (default), slidr, also, scalr, semantic_kitti_api, nuscenes_devkit",
+        help="mIoU variant: nan (default), slidr, also, also_stats, scalr, "
+        "semantic_kitti_api, nuscenes_devkit",
     )
     _add_quiet(parser)
 

@@ -6,8 +6,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lidarssl.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from lidarssl.datasets.base import Dataset
 
 
 def demo(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -37,16 +41,24 @@ def data_check(arguments: argparse.Namespace, rest: list[str]) -> int:
     from lidarssl.recipes.schema import build_dataset
 
     dataset = build_dataset(arguments.dataset, rest)
-    report = check(dataset, arguments.split, arguments.limit, arguments.workers)
+    report = check(dataset, _split(dataset, arguments), arguments.limit, arguments.workers)
     print(report.to_json() if arguments.json else report)
     return 0 if report.ok else 1
+
+
+def _split(dataset: Dataset, arguments: argparse.Namespace) -> str:
+    """The split asked for; of a dataset with a single split, that one."""
+    asked: str = arguments.split
+    only = len(dataset.splits) == 1 and asked == "train"
+    return dataset.splits[0] if only else asked
 
 
 def data_stats(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.datasets.inspect import stats
     from lidarssl.recipes.schema import build_dataset
 
-    report = stats(build_dataset(arguments.dataset, rest), arguments.split, arguments.limit)
+    dataset = build_dataset(arguments.dataset, rest)
+    report = stats(dataset, _split(dataset, arguments), arguments.limit)
     print(report.to_json() if arguments.json else report)
 
 

@@ -148,7 +148,7 @@ def crowding(workers: int, threads: int, cores: int) -> str | None:
     Waiting threads spin: one loader process beside two threads on two cores made a step four
     times slower.
     """
-    if workers == 0 or workers + threads <= cores:
+    if workers == 0 or threads == 1 or workers + threads <= cores:
         return None
     return (
         f"note: {workers} loader processes and {threads} threads share {cores} cores and slow "

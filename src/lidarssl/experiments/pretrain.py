@@ -46,7 +46,7 @@ def pretrain_recipe(
     recorder = Recorder(
         run, recipe.about.title or run.name, command, recipe.training.seed, loaded.resolved
     )
-    with recorder.stage("pretrain", f"{type(recipe.method).__name__} on unlabelled frames"):
+    with recorder.stage("pretrain", f"{recipe.method.title} on unlabelled frames"):
         train_student(recipe, loaded.resolved, run, resume, progress, notes=recorder.notes)
     if rank() == 0:
         book = PictureBook(run, recipe.dataset)

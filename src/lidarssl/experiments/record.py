@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from torch import nn
@@ -21,10 +22,37 @@ from lidarssl.experiments.doctor import device_name, versions
 from lidarssl.report.schema import RunRecord, Stage
 
 RECIPE_FILE = "recipe.yaml"
+LOCK_FILE = ".lock"
 STUDENT_FILE = "student.safetensors"
 
 # Constructor arguments that change neither the weights nor what they mean.
 FREE_ARGUMENTS = ("checkpointing", "bn_momentum", "block_bn_momentum", "head_channels", "normalize")
+
+
+def lock_folder(run: Path) -> IO[str] | None:
+    """Keep other processes out of a run folder for as long as the returned file lives.
+
+    The ranks of one run share its folder: the first holds it for all.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    import fcntl
+
+    file = (run / LOCK_FILE).open("w")
+    try:
+        # Unlike flock, not inherited by loader workers, which outlive a killed run for a moment.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise ConfigError(
+            "another run writes to this folder",
+            path=run,
+            field="--run",
+            remedy="wait for it, stop it, or choose another folder",
+        ) from None
+    return file
 
 
 @dataclass
@@ -39,7 +67,7 @@ class Recorder:
         recipe: resolved YAML.
 
     Raises:
-        ConfigError: the run folder cannot be made.
+        ConfigError: the run folder cannot be made, or another process writes to it.
     """
 
     run: Path
@@ -53,7 +81,7 @@ class Recorder:
 
     def __post_init__(self) -> None:
         make_folder(self.run)
-        (self.run / RECIPE_FILE).write_text(self.recipe)
+        self._lock = lock_folder(self.run)
         self.save()
 
     @contextmanager
@@ -65,6 +93,7 @@ class Recorder:
         self.save()
 
     def save(self) -> None:
+        (self.run / RECIPE_FILE).write_text(self.recipe)
         RunRecord(
             name=self.run.name,
             title=self.title,

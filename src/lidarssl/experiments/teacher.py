@@ -84,13 +84,15 @@ def train_teacher(
     folder = run or Path(tempfile.mkdtemp(prefix="lidarssl_teacher_"))
     try:
         task = ImageLabels(encoder, counts)
-        fit(
+        result = fit(
             task, dataset, ids, fields, [], training, folder, "teacher",
             progress=progress, append_metrics=run is not None,
         )  # fmt: skip
     finally:
         if run is None:
             shutil.rmtree(folder, ignore_errors=True)
+    if result.interrupted:
+        raise KeyboardInterrupt
     encoder.fit_feature_statistics(images.split(16))
     encoder.save(output)
 

@@ -18,9 +18,11 @@ class Method(nn.Module):
 
     Attributes:
         needs: what every frame must carry.
+        title: how the literature writes its name.
     """
 
     needs: Field
+    title: str
 
     @property
     @abstractmethod

@@ -30,6 +30,8 @@ class Ppkt(ImageToLidar):
         backbone, image_encoder, embedding, temperature, augmentation, negatives: as the base.
     """
 
+    title = "PPKT"
+
     def __init__(
         self,
         backbone: Backbone,

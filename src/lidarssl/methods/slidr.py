@@ -42,6 +42,8 @@ class Slidr(ImageToLidar):
         backbone, image_encoder, embedding, temperature, augmentation, negatives: as the base.
     """
 
+    title = "SLidR"
+
     def __init__(
         self,
         backbone: Backbone,

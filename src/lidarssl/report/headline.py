@@ -6,7 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lidarssl.report.schema import LOOK_UP, RANDOM_INIT, Protocol
-from lidarssl.report.scores import Column, Evidence, ScoreTable, evidence, percent, signed
+from lidarssl.report.scores import (
+    Column,
+    Evidence,
+    ScoreTable,
+    difference,
+    evidence,
+    percent,
+    signed,
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def _verdict(table: ScoreTable, column: Column) -> str:
     if kinds == {Evidence.UNSETTLED}:
         if _one_seed(table, column, outcomes):
             best = max(outcomes, key=lambda name: _mean(table, name, column))
-            gain = _mean(table, best, column) - random_init.mean
+            gain = difference(_mean(table, best, column), random_init.mean)
             helped = f"In this one run pretraining helped, by {gain:.1f} mIoU points"
             return helped + _against_look_up(table, column)
         return "Pretraining may have helped: the average is higher, the seeds do not settle it."
@@ -147,7 +155,10 @@ def _seed_remarks(table: ScoreTable, column: Column) -> list[str]:
     scores = [score for method in methods if (score := table.score(method, column))]
     random_init = table.score(RANDOM_INIT, column)
     remarks = []
-    if any(score.count == 1 for score in [*scores, *([random_init] if random_init else [])]):
+    networks = [*scores, *([random_init] if random_init else [])]
+    if networks and all(score.count == 1 for score in networks):
+        remarks.append("One seed per row: the noise between seeds is not known.")
+    elif any(score.count == 1 for score in networks):
         remarks.append("One seed per row in places: the noise between seeds is not known there.")
     if len(scores) > 1 and max(s.low for s in scores) <= min(s.high for s in scores):
         remarks.append(
@@ -171,7 +182,7 @@ def _other_columns(table: ScoreTable, deciding: Column) -> list[str]:
             continue
         outcomes = _evidence_by_method(table, column, RANDOM_INIT)
         parts = [
-            f"{method} {signed(score.mean - random_init.mean)}{_hedge(kind)}"
+            f"{method} {signed(difference(score.mean, random_init.mean))}{_hedge(kind)}"
             for method, kind in outcomes.items()
             if (score := table.score(method, column))
         ]

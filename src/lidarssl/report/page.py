@@ -258,7 +258,7 @@ def _confusions(rows: list[ClassTableRow]) -> Html | None:
         return None
     note = (
         "Confusion: each row is a true class, its cells the share (per cent) of its points that "
-        "are given each class. A good row is bright on the diagonal and dark elsewhere."
+        "are given each class. A good row has its strongest colour on the diagonal."
     )
     return join(element("p", note, class_="small"), element("div", *drawn, class_="columns"))
 

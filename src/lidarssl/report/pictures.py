@@ -69,7 +69,7 @@ def lidar_on_image(
     figure, axes, scale = _image_axes(picture)
     # 1.5 pixels of the image, but never so small that a reader cannot see the point: large
     # images are shown reduced.
-    points = max(1.5 * scale, 4.0, picture.shape[1] / 200) * 72 / _DPI
+    points = max(1.5 * scale, 4.0, picture.shape[1] / 320) * 72 / _DPI
     colors = values if values.ndim == 2 else _colormap(values, RANGE_COLORS)
     axes.scatter(cols, rows, c=np.clip(colors, 0, 1), s=points**2, linewidths=0)
     return _png(figure)

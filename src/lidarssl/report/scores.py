@@ -47,6 +47,11 @@ def summarise(seeds: Sequence[float | None]) -> Score | None:
     return Score(mean, min(points), max(points), spread, len(points), failed)
 
 
+def difference(score: float, baseline: float) -> float:
+    """Of two scores as they are shown, with one decimal, so that a reader's sum agrees."""
+    return round(round(score, 1) - round(baseline, 1), 1)
+
+
 class Evidence(enum.Enum):
     """What the seeds say about a method against a baseline."""
 

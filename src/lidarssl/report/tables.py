@@ -11,6 +11,7 @@ from lidarssl.report.scores import (
     Column,
     Score,
     ScoreTable,
+    difference,
     is_baseline,
     merge_columns,
     order_methods,
@@ -82,9 +83,9 @@ def _score_cell(table: ScoreTable, method: str, column: Column) -> Html:
     baseline = table.score(RANDOM_INIT, column)
     gain = None
     if baseline is not None and method != RANDOM_INIT:
-        difference = score.mean - baseline.mean
-        sign = "up" if difference > 0 else "down"
-        gain = element("span", signed(difference), class_=f"gain {sign}")
+        points = difference(score.mean, baseline.mean)
+        sign = "up" if points > 0 else "down"
+        gain = element("span", signed(points), class_=f"gain {sign}")
     spread = None if score.spread is None else element("small", f" ± {score.spread:.1f}")
     below = element("div", gain, _seed_count(method, score))
     return element("td", element("span", f"{score.mean:.1f}", class_="mean"), spread, below)

@@ -68,7 +68,15 @@ def resumable_step(path: Path, learner: Learner, order: BatchOrder) -> int:
             path=path,
             remedy="start the run without --resume",
         )
-    saved = read_content(path)
+    try:
+        saved = read_content(path)
+    except DataError as error:
+        raise DataError(
+            error.problem,
+            path=path,
+            field="--resume",
+            remedy="start the run without --resume, or in another folder",
+        ) from error
     for name, kind in _PARTS.items():
         if not isinstance(saved.get(name), kind):
             raise DataError(
