@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from lidarssl.sparse.layers import BatchNorm
+from lidarssl.sparse.norms import MapNorm
 from lidarssl.sparse.tensor import SparseTensor
 
 ROWS, CHANNELS = 11, 3
@@ -38,6 +39,17 @@ def step(norm: BatchNorm, features: torch.Tensor, first: int) -> dict[str, torch
     }
 
 
+def map_step(frames: slice) -> dict[str, torch.Tensor]:
+    """Forward and backward of some of three maps."""
+    generator = torch.Generator().manual_seed(1)
+    maps = torch.randn(3, CHANNELS, 4, 5, generator=generator, dtype=torch.float64) * 2 + 1
+    weight = torch.randn(3, CHANNELS, 4, 5, generator=generator, dtype=torch.float64)
+    norm = MapNorm(CHANNELS, momentum=0.3).double()
+    mine = maps[frames].requires_grad_()
+    (norm(mine).square() * weight[frames]).sum().backward()
+    return {"input": mine.grad, "mean": norm.running_mean, "variance": norm.running_var}
+
+
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/init", rank=rank, world_size=2)
@@ -45,6 +57,7 @@ def worker(rank: int, folder: str) -> None:
         first, last = ((0, split), (split, ROWS))[rank]
         result = step(BatchNorm(CHANNELS, momentum=0.3).double(), rows()[first:last], first)
         torch.save(result, f"{folder}/{split}.{rank}.pt")
+    torch.save(map_step((slice(2), slice(2, 3))[rank]), f"{folder}/map.{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -68,5 +81,15 @@ def test_two_processes_equal_one(folder: Path, split: int) -> None:
         total = ranks[0][key] + ranks[1][key]
         assert torch.allclose(total, expected[key], rtol=1e-12, atol=1e-12), key
     for key in ("bn.running_mean", "bn.running_var", "bn.num_batches_tracked"):
+        for result in ranks:
+            assert torch.allclose(result[key], expected[key], rtol=1e-12), key
+
+
+def test_two_processes_equal_one_on_maps(folder: Path) -> None:
+    ranks = [torch.load(folder / f"map.{rank}.pt", weights_only=True) for rank in range(2)]
+    expected = map_step(slice(3))
+    together = torch.cat([result["input"] for result in ranks])
+    assert torch.allclose(together, expected["input"], rtol=1e-12, atol=1e-12)
+    for key in ("mean", "variance"):
         for result in ranks:
             assert torch.allclose(result[key], expected[key], rtol=1e-12), key

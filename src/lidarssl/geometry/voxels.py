@@ -65,7 +65,7 @@ def voxelize(points: Tensor, rule: str, voxel_size: VoxelSize) -> Voxels:
     """
     cells = cell_coordinates(points, rule, voxel_size)
     sorted_keys, inverse = torch.unique(site_keys(cells), return_inverse=True)
-    index = _first_rows(inverse, sorted_keys.shape[0])
+    index = first_rows(inverse, sorted_keys.shape[0])
     if not _RULES[rule].sorted:
         index, order = index.sort()
         rank = torch.empty_like(order)
@@ -152,7 +152,7 @@ def _to_integer(cells: Tensor) -> Tensor:
     return cells.to(torch.int64)
 
 
-def _first_rows(group: Tensor, count: int) -> Tensor:
+def first_rows(group: Tensor, count: int) -> Tensor:
     """First row of each group, (count,) int64, every group being in ``group`` (N,)."""
     rows = torch.arange(group.shape[0], device=group.device)
     return rows.new_full((count,), group.shape[0]).scatter_reduce_(0, group, rows, "amin")

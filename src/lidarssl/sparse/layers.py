@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lidarssl.distributed import all_reduce_sum, world_size
 from lidarssl.sparse.backends.torch import convolve
 from lidarssl.sparse.kernel import Convention, triple, volume
 from lidarssl.sparse.maps import KernelMap, KernelMaps
+from lidarssl.sparse.norms import RowNorm
 from lidarssl.sparse.tensor import SparseTensor
+
+Connect = Callable[[KernelMaps, int], tuple[int, KernelMap]]
 
 
 class SparseConv3d(nn.Module):
@@ -58,6 +60,8 @@ class SparseConv3d(nn.Module):
         self.dilation = triple(dilation, "dilation")
         self.transposed = transposed
         self.convention = Convention(convention)
+        if self.convention is Convention.SPCONV:
+            raise ValueError("convolutions of spconv are lidarssl.sparse.spconv.SpconvConv3d")
         weights = volume(self.kernel_size)
         self.pointwise = weights == 1 and volume(self.stride) == 1
         shape = (in_channels, out_channels)
@@ -76,16 +80,7 @@ class SparseConv3d(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        features, kernel = _autocast(x.features, self.kernel)
-        level = x.level
-        if self.pointwise:
-            features = features @ kernel
-        else:
-            level, kernel_map = self.connect(x.maps, x.level)
-            features = convolve(features, kernel, kernel_map)
-        if self.bias is not None:
-            features = features + self.bias.to(features.dtype)
-        return replace(x, features=features, level=level)
+        return convolution(x, self.kernel, self.bias, None if self.pointwise else self.connect)
 
     def connect(self, maps: KernelMaps, level: int) -> tuple[int, KernelMap]:
         """The level this layer writes when it reads ``level``, and the pairs in between."""
@@ -108,11 +103,7 @@ class SparseConv3d(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over all rows of the batch and, in training, of all ranks.
-
-    Several processes compute what one would on their rows together, running statistics
-    included. When these are fewer than two rows there is no variance to learn from: the
-    running statistics are used and stay as they are.
+    """Batch norm over all rows of the batch and, in training, of all ranks; see ``RowNorm``.
 
     Args:
         channels: channels of the input.
@@ -125,49 +116,10 @@ class BatchNorm(nn.Module):
 
     def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
-        self.bn = nn.BatchNorm1d(channels, eps=eps, momentum=momentum)
+        self.bn = RowNorm(channels, eps=eps, momentum=momentum)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        rows = x.features
-        if not self.training:
-            return x.with_features(self.bn(rows))
-        if world_size() > 1:
-            return x.with_features(self._across_ranks(rows))
-        if rows.shape[0] < 2:
-            return x.with_features(self._normalize(rows, *self._running()))
-        return x.with_features(self.bn(rows))
-
-    def _running(self) -> tuple[Tensor, Tensor]:
-        assert self.bn.running_mean is not None
-        assert self.bn.running_var is not None
-        return self.bn.running_mean, self.bn.running_var
-
-    def _normalize(self, rows: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        scale = self.bn.weight * torch.rsqrt(variance + self.bn.eps)
-        return ((rows - mean) * scale + self.bn.bias).to(rows.dtype)
-
-    def _across_ranks(self, rows: Tensor) -> Tensor:
-        """Every rank takes part, with rows or without; no branch depends on their number."""
-        wide = rows.to(self.bn.weight.dtype)
-        total = all_reduce_sum(torch.cat([wide.sum(0), wide.new_full((1,), wide.shape[0])]))
-        count = total[-1].detach()
-        mean = total[:-1] / count.clamp(min=1)
-        variance = all_reduce_sum((wide - mean).square().sum(0)) / count.clamp(min=1)
-        enough = count > 1
-        old_mean, old_variance = (value.clone() for value in self._running())
-        self._track(mean, variance * count / (count - 1).clamp(min=1), enough)
-        mean = torch.where(enough, mean, old_mean)
-        variance = torch.where(enough, variance, old_variance)
-        return self._normalize(wide, mean, variance).to(rows.dtype)
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, enough: Tensor) -> None:
-        running_mean, running_var = self._running()
-        momentum = enough.to(running_mean.dtype) * (self.bn.momentum or 0.0)
-        running_mean.lerp_(mean, momentum)
-        running_var.lerp_(variance, momentum)
-        if self.bn.num_batches_tracked is not None:
-            self.bn.num_batches_tracked += enough
+        return x.with_features(self.bn(x.features))
 
 
 @contextmanager
@@ -207,6 +159,30 @@ def cat(first: SparseTensor, second: SparseTensor) -> SparseTensor:
     if first.maps is not second.maps or first.level != second.level:
         raise ValueError("cannot concatenate sparse tensors of different levels")
     return first.with_features(torch.cat([first.features, second.features], dim=1))
+
+
+def convolution(
+    x: SparseTensor, kernel: Tensor, bias: Tensor | None, connect: Connect | None
+) -> SparseTensor:
+    """What every sparse convolution computes.
+
+    Args:
+        x: input.
+        kernel: (K, C_in, C_out), or (C_in, C_out) of one that only mixes channels.
+        bias: C_out values, or None.
+        connect: from maps and the level read to the level written and the pairs in between;
+            None for a kernel of two axes.
+    """
+    features, kernel = _autocast(x.features, kernel)
+    level = x.level
+    if connect is None:
+        features = features @ kernel
+    else:
+        level, kernel_map = connect(x.maps, level)
+        features = convolve(features, kernel, kernel_map)
+    if bias is not None:
+        features = features + bias.to(features.dtype)
+    return replace(x, features=features, level=level)
 
 
 def _autocast(features: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:

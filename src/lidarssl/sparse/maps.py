@@ -17,7 +17,7 @@ from torch import Tensor
 from lidarssl.errors import DataError
 from lidarssl.frame import map_tensors
 from lidarssl.geometry.keys import Box, find, pack, ranks, site_keys
-from lidarssl.sparse.kernel import Convention, Triple, axis_offsets, row_major
+from lidarssl.sparse.kernel import Convention, Triple, axis_offsets, row_major, strided_shape
 
 
 @dataclass
@@ -29,12 +29,14 @@ class Level:
         stride: of the grid, in cells of the finest one.
         order: (N,) int64 that sorts the rows by (batch, x, y, z); None = they are sorted.
         parent: index of the level this one was made from, or None.
+        shape: cells of the grid along x, y, z, all sites being inside; None = no borders.
     """
 
     coordinates: Tensor
     stride: Triple
     order: Tensor | None = None
     parent: int | None = None
+    shape: Triple | None = None
 
 
 @dataclass
@@ -110,18 +112,24 @@ class KernelMaps:
     """
 
     levels: list[Level]
-    children: dict[tuple[int, Triple, Triple | None], int] = field(default_factory=dict)
-    maps: dict[tuple[int, int, Triple, Triple, str], KernelMap] = field(default_factory=dict)
+    children: dict[tuple[int, Triple, tuple[Triple, ...]], int] = field(default_factory=dict)
+    maps: dict[tuple[int, int, Triple, Triple, str, Triple], KernelMap] = field(
+        default_factory=dict
+    )
 
     @classmethod
-    def of(cls, coordinates: Tensor, stride: Triple = (1, 1, 1)) -> KernelMaps:
+    def of(
+        cls, coordinates: Tensor, stride: Triple = (1, 1, 1), shape: Triple | None = None
+    ) -> KernelMaps:
         """Start from the finest sites.
 
         Args:
             coordinates: (N, 4) int64 [batch, x, y, z], unique, multiples of ``stride``.
+            stride: of the grid.
+            shape: its cells along x, y, z, from 0 on; None = no borders.
 
         Raises:
-            DataError: wrong shape or type, or two equal rows.
+            DataError: wrong shape or type, two equal rows, or a site outside the grid.
         """
         if coordinates.dim() != 2 or coordinates.shape[1] != 4 or coordinates.is_floating_point():
             raise DataError(
@@ -137,26 +145,63 @@ class KernelMaps:
                 field="coordinates",
                 remedy="voxelize first: one row per occupied cell",
             )
+        if shape is not None:
+            _check_inside(coordinates, stride, shape)
         is_sorted = bool((order[1:] > order[:-1]).all())
-        return cls([Level(coordinates, stride, None if is_sorted else order)])
+        return cls([Level(coordinates, stride, None if is_sorted else order, shape=shape)])
 
     def coarser(
-        self, level: int, kernel_size: Triple, stride: Triple, convention: Convention
+        self,
+        level: int,
+        kernel_size: Triple,
+        stride: Triple,
+        convention: Convention,
+        dilation: Triple = (1, 1, 1),
+        padding: Triple = (0, 0, 0),
     ) -> int:
-        """Index of the level that a strided convolution writes to."""
+        """Index of the level that a strided convolution writes to.
+
+        ``dilation`` and ``padding`` count in the spconv convention only.
+
+        Raises:
+            ValueError: in that convention, a grid without borders or smaller than the kernel.
+        """
+        if convention is Convention.SPCONV:
+            return self._bounded(level, kernel_size, stride, dilation, padding)
         dilates = convention is Convention.TORCHSPARSE and any(
             step not in (1, size) for step, size in zip(stride, kernel_size, strict=True)
         )
-        key = (level, stride, kernel_size if dilates else None)
+        key = (level, stride, (kernel_size,) if dilates else ())
         if key not in self.children:
             fine = self.levels[level]
             coarse = _product(fine.stride, stride)
             sites = fine.coordinates
             if dilates:
-                sites = _touched_sites(fine, kernel_size, coarse, convention)
-            self.levels.append(Level(_floor_sites(sites, coarse), coarse, parent=level))
-            self.children[key] = len(self.levels) - 1
+                offsets = _grid_offsets(kernel_size, (1, 1, 1), convention)
+                low = Box.around(sites).low[1:]
+                sites = _multiples(fine, offsets, coarse, low)
+            self._add(key, Level(_floor_sites(sites, coarse), coarse, parent=level))
         return self.children[key]
+
+    def _bounded(
+        self, level: int, kernel_size: Triple, stride: Triple, dilation: Triple, padding: Triple
+    ) -> int:
+        """As ``coarser``, of a grid with borders."""
+        key = (level, stride, (kernel_size, dilation, padding))
+        if key not in self.children:
+            fine = self.levels[level]
+            shape = strided_shape(fine.shape, kernel_size, stride, dilation, padding)
+            coarse = _product(fine.stride, stride)
+            reads = _grid_offsets(kernel_size, dilation, Convention.SPCONV, padding)
+            # A site is read at +offset from those written: they lie at -offset from it.
+            written = [(-x, -y, -z) for x, y, z in reads]
+            sites = _multiples(fine, written, coarse, (0, 0, 0), _product(shape, coarse))
+            self._add(key, Level(_floor_sites(sites, coarse), coarse, parent=level, shape=shape))
+        return self.children[key]
+
+    def _add(self, key: tuple[int, Triple, tuple[Triple, ...]], level: Level) -> None:
+        self.levels.append(level)
+        self.children[key] = len(self.levels) - 1
 
     def finer(self, level: int, stride: Triple) -> int:
         """Index of the level that a transposed convolution writes back to.
@@ -181,17 +226,18 @@ class KernelMaps:
         kernel_size: Triple,
         dilation: Triple,
         convention: Convention,
+        padding: Triple = (0, 0, 0),
     ) -> KernelMap:
         """The map of a convolution that reads level ``fine`` and writes level ``coarse``.
 
-        The site read is the site written plus offset * dilation * stride of ``fine``.
+        The site read is the site written plus (offset * dilation - padding) * stride of ``fine``.
         """
-        key = (fine, coarse, kernel_size, dilation, str(convention))
+        key = (fine, coarse, kernel_size, dilation, str(convention), padding)
         if key not in self.maps:
             self.maps[key] = _build(
                 self.levels[fine],
                 self.levels[coarse],
-                _grid_offsets(kernel_size, dilation, convention),
+                _grid_offsets(kernel_size, dilation, convention, padding),
                 row_major(kernel_size, convention),
                 run=kernel_size[2] if dilation[2] == 1 else 1,
                 same=fine == coarse,
@@ -220,25 +266,56 @@ def _floor_sites(coordinates: Tensor, stride: Triple) -> Tensor:
     return sites[order[first]]
 
 
-def _touched_sites(
-    fine: Level, kernel_size: Triple, coarse: Triple, convention: Convention
+def _check_inside(coordinates: Tensor, stride: Triple, shape: Triple) -> None:
+    end = coordinates.new_tensor(_product(shape, stride))
+    outside = ((coordinates[:, 1:] < 0) | (coordinates[:, 1:] >= end)).any(1)
+    if bool(outside.any()):
+        row = int(outside.int().argmax())
+        raise DataError(
+            f"site {coordinates[row].tolist()} [batch, x, y, z] is outside a grid of {shape} cells",
+            field="coordinates",
+            remedy="make the grid larger, or drop such sites",
+        )
+
+
+def _multiples(
+    fine: Level,
+    offsets: Sequence[Triple],
+    coarse: Triple,
+    low: Sequence[int],
+    end: Triple | None = None,
 ) -> Tensor:
-    """Rows of the coarse grid inside a kernel centred on some site (torchsparse 1.4 rule)."""
-    offsets = _grid_offsets(kernel_size, (1, 1, 1), convention)
-    shifts = fine.coordinates.new_tensor(offsets) * fine.coordinates.new_tensor(fine.stride)
-    sites = fine.coordinates[:, None].repeat(1, len(offsets), 1)
-    sites[..., 1:] += shifts
-    sites = sites.flatten(0, 1)
-    xyz, step = sites[:, 1:], sites.new_tensor(coarse)
-    lowest = sites.new_tensor(Box.around(fine.coordinates).low[1:])
-    return sites[((xyz % step == 0) & (xyz >= lowest)).all(1)]
+    """(M, 4) sites of the coarse grid at one of the offsets from some fine site, with repeats.
+
+    Args:
+        fine: level with the sites.
+        offsets: in cells of ``fine``.
+        coarse: stride of the coarse grid.
+        low: smallest coordinate that is kept, along x, y, z.
+        end: one past the largest; None = no limit.
+    """
+    sites, step = fine.coordinates, fine.coordinates.new_tensor(coarse)
+    lowest = sites.new_tensor(low)
+    found = []
+    for shift in sites.new_tensor(offsets) * sites.new_tensor(fine.stride):
+        xyz = sites[:, 1:] + shift
+        kept = ((xyz % step == 0) & (xyz >= lowest)).all(1)
+        if end is not None:
+            kept &= (xyz < sites.new_tensor(end)).all(1)
+        found.append(torch.cat([sites[kept, :1], xyz[kept]], 1))
+    return torch.cat(found)
 
 
-def _grid_offsets(kernel_size: Triple, dilation: Triple, convention: Convention) -> list[Triple]:
+def _grid_offsets(
+    kernel_size: Triple,
+    dilation: Triple,
+    convention: Convention,
+    padding: Triple = (0, 0, 0),
+) -> list[Triple]:
     """Offsets of a kernel in row-major order (z fastest), in cells of the grid it reads."""
     x, y, z = (
-        [step * offset for offset in axis_offsets(size, convention)]
-        for size, step in zip(kernel_size, dilation, strict=True)
+        [step * offset - pad for offset in axis_offsets(size, convention)]
+        for size, step, pad in zip(kernel_size, dilation, padding, strict=True)
     )
     return list(itertools.product(x, y, z))
 

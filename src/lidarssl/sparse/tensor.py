@@ -28,7 +28,11 @@ class SparseTensor:
 
     @classmethod
     def of(
-        cls, coordinates: Tensor, features: Tensor, stride: int | Sequence[int] = 1
+        cls,
+        coordinates: Tensor,
+        features: Tensor,
+        stride: int | Sequence[int] = 1,
+        shape: Sequence[int] | None = None,
     ) -> SparseTensor:
         """A tensor with a new cache.
 
@@ -36,16 +40,20 @@ class SparseTensor:
             coordinates: (N, 4) int64 [batch, x, y, z], unique multiples of ``stride``;
                 negative values are fine.
             features: (N, C).
+            stride: of the grid.
+            shape: cells of a grid with borders along x, y, z; its sites are in
+                0 .. shape * stride - 1. None = no borders.
 
         Raises:
-            DataError: the rows do not match, or two sites are equal.
+            DataError: the rows do not match, two sites are equal, or one is outside the grid.
         """
         if coordinates.shape[0] != features.shape[0]:
             raise DataError(
                 f"{coordinates.shape[0]} sites but {features.shape[0]} rows of features",
                 field="features",
             )
-        return cls(features, KernelMaps.of(coordinates, triple(stride, "stride")))
+        bounds = None if shape is None else triple(shape, "shape")
+        return cls(features, KernelMaps.of(coordinates, triple(stride, "stride"), bounds))
 
     @property
     def coordinates(self) -> Tensor:
@@ -55,6 +63,11 @@ class SparseTensor:
     @property
     def stride(self) -> Triple:
         return self.maps.levels[self.level].stride
+
+    @property
+    def shape(self) -> Triple | None:
+        """Cells of a grid with borders along x, y, z, at this level."""
+        return self.maps.levels[self.level].shape
 
     def with_features(self, features: Tensor) -> SparseTensor:
         """Other features on the same sites."""
