@@ -17,6 +17,10 @@ from lidarssl.backbones.base import Backbone
 from lidarssl.backbones.voxelize import PointInputs
 from lidarssl.frame import PointBatch, PointFeatures
 
+GRID: dict[str, Any] = {
+    "point_range": (-4.8, -4.8, -2.0, 4.8, 4.8, 2.0),
+    "voxel_size": (0.3, 0.3, 0.1),
+}
 SMALL: dict[str, dict[str, Any]] = {
     "MinkUNet": {
         "inputs": PointInputs(("intensity", "z", "one"), reduce="mean"),
@@ -27,6 +31,30 @@ SMALL: dict[str, dict[str, Any]] = {
         "decoder_channels": (8, 6, 6),
         "blocks": (1,) * 6,
         "head_channels": 5,
+    },
+    "Spvcnn": {
+        "inputs": PointInputs(("intensity", "z", "one"), reduce="mean"),
+        "voxel_size": 0.5,
+        "width": 0.5,
+        "stem_channels": 8,
+        "encoder_channels": (12, 16, 16),
+        "decoder_channels": (16, 12, 12),
+        "blocks": (1,) * 6,
+    },
+    "VoxelNet": {
+        **GRID,
+        "inputs": PointInputs(("x", "y", "z", "intensity"), reduce="mean"),
+        "channels": (4, 6, 8, 8),
+        "trunk_channels": 6,
+    },
+    "Second": {
+        **GRID,
+        "inputs": PointInputs(("x", "y", "z", "intensity"), reduce="mean"),
+        "channels": (4, 6, 8, 8),
+        "trunk_channels": 6,
+        "layers": (1, 1),
+        "plane_channels": (6, 8),
+        "up_channels": (5, 5),
     },
 }
 

@@ -51,6 +51,27 @@ def test_size_of_the_published_network() -> None:
     assert model.out_channels == 64
 
 
+@pytest.mark.parametrize(
+    ("blocks", "stem", "inputs", "classes", "parameters"),
+    [
+        ((2, 3, 4, 6, 2, 2, 2, 2), 1, 1, 17, 37_844_625),  # MinkUNet34 of ALSO and NCLR
+        ((2, 3, 4, 6, 2, 2, 2, 2), 1, 4, 17, 37_847_217),
+        ((2,) * 8, 1, 1, 17, 21_692_817),  # MinkUNet18
+        ((2,) * 8, 2, 4, 20, 21_723_412),  # MinkUNet18SC
+        ((2,) * 8, 2, 1, 20, 21_720_820),  # SegContrastMinkUNet18
+    ],
+)
+def test_sizes_of_the_networks_of_also_and_nclr(blocks, stem, inputs, classes, parameters) -> None:
+    model = MinkUNet(
+        PointInputs(("one",) * inputs),
+        rule="also",
+        blocks=blocks,
+        stem_convolutions=stem,
+        head_channels=classes,
+    )
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
 def test_momenta_of_the_published_network() -> None:
     model = res16unet34c(64)
     assert model.bn0.bn.momentum == model.bntr7.bn.momentum == 0.05

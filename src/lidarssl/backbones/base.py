@@ -14,9 +14,11 @@ class Backbone(nn.Module):
 
     Attributes:
         out_channels: width of the returned features.
+        columns: whether tokens are vertical columns, whose height means nothing.
     """
 
     out_channels: int
+    columns: bool = False
 
     @abstractmethod
     def forward(self, points: PointBatch) -> PointFeatures: ...

@@ -155,13 +155,7 @@ class MinkUNet(Backbone):
             (V, out_channels) on the same sites.
         """
         x = x.with_features(x.features.to(next(self.parameters()).dtype))
-        x = self._run(self._apply_stem, x)
-        skips = []
-        for stage in self._encoder:
-            skips.append(x)
-            x = self._run(self._apply_stage, x, stage)
-        for stage in self._decoder:
-            x = self._run(self._apply_stage, x, stage, skips.pop())
+        x = self._body(x)
         if self.final is not None:
             x = self.final(x)
         if self.normalize:
@@ -172,15 +166,7 @@ class MinkUNet(Backbone):
     def prepare(self, points: PointBatch) -> PointBatch:
         """Voxels and every kernel map of the network, in ``points.prepared``."""
         voxels = self._voxels(points)
-        level = 0
-        for conv, _ in self._stem:
-            self._layer(conv).connect(voxels.maps, level)
-        for conv, _, blocks in self._encoder:
-            level, _ = self._layer(conv).connect(voxels.maps, level)
-            self._connect_blocks(blocks, voxels.maps, level)
-        for conv, _, blocks in self._decoder:
-            level, _ = self._layer(conv).connect(voxels.maps, level)
-            self._connect_blocks(blocks, voxels.maps, level)
+        self._connect(voxels.maps)
         return replace(points, prepared=replace(voxels, maps=voxels.maps.packed()))
 
     def _voxels(self, points: PointBatch) -> VoxelBatch:
@@ -189,12 +175,42 @@ class MinkUNet(Backbone):
             return made
         return voxelize_batch(points, self.grid)
 
+    def _connect(self, maps: KernelMaps) -> list[int]:
+        """Make every map of the network; the level that each stage writes, in order."""
+        level = 0
+        for conv, _ in self._stem:
+            self._layer(conv).connect(maps, level)
+        levels = []
+        for conv, _, blocks in (*self._encoder, *self._decoder):
+            level, _ = self._layer(conv).connect(maps, level)
+            for block in self._layer(blocks):
+                block.conv1.connect(maps, level)
+            levels.append(level)
+        return levels
+
     def _layer(self, name: str) -> Any:
         return getattr(self, name)
 
-    def _connect_blocks(self, name: str, maps: KernelMaps, level: int) -> None:
-        for block in self._layer(name):
-            block.conv1.connect(maps, level)
+    def _body(self, x: SparseTensor) -> SparseTensor:
+        """From input features to those of the last decoder level."""
+        x, skips = self._encode(self._run(self._apply_stem, x))
+        return self._decode(x, self._decoder, skips)
+
+    def _encode(self, x: SparseTensor) -> tuple[SparseTensor, list[SparseTensor]]:
+        """The coarsest level, and the input of each encoder level."""
+        skips = []
+        for stage in self._encoder:
+            skips.append(x)
+            x = self._run(self._apply_stage, x, stage)
+        return x, skips
+
+    def _decode(
+        self, x: SparseTensor, stages: Sequence[_Stage], skips: list[SparseTensor]
+    ) -> SparseTensor:
+        """Some decoder levels, which take their skip from the end of ``skips``."""
+        for stage in stages:
+            x = self._run(self._apply_stage, x, stage, skips.pop())
+        return x
 
     def _run(self, part: Callable[..., SparseTensor], *arguments: Any) -> SparseTensor:
         if not (self.checkpointing and torch.is_grad_enabled()):

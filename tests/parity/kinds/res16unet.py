@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lidarssl.backbones.minkunet import MinkUNet, res16unet34c
 from lidarssl.backbones.voxelize import PointInputs
+from lidarssl.checkpoints.minkunet_names import from_ours, recognise, to_ours
 from lidarssl.sparse.layers import BatchNorm, SparseConv3d
 from lidarssl.sparse.tensor import SparseTensor
 from parity.case import Case, relative_l2
@@ -48,10 +49,9 @@ def check(case: Case) -> None:
         for output, suffix in zip(outputs, ("", "2"), strict=False):
             compare_output(case, output.detach(), suffix, bounds)
         if training:
-            parameters = {**dict(model.named_parameters()), **dict(heads.named_parameters())}
             compare_training(case, outputs, features, bounds)
-            compare_gradients(case, parameters, bounds["grad_rel"])
-            compare_statistics(case, dict(model.named_buffers()), bounds["out_rel_l2"])
+            compare_gradients(case, (model, heads), bounds["grad_rel"])
+            compare_statistics(case, (model, heads), bounds["out_rel_l2"])
 
 
 def run(model: MinkUNet, heads: nn.ModuleDict, x: SparseTensor) -> list[Tensor]:
@@ -70,10 +70,7 @@ def run(model: MinkUNet, heads: nn.ModuleDict, x: SparseTensor) -> list[Tensor]:
 def build(case: Case) -> tuple[MinkUNet, nn.ModuleDict]:
     """The network with the reference's weights, and a further head of the same input."""
     args, config = case.args, case.args.get("config", {})
-    weights = {
-        own_key(key, case.manifest["cls"]): own_value(key, torch.from_numpy(value))
-        for key, value in case.weights().items()
-    }
+    weights = reference_weights(case)
     if case.manifest["cls"] == "Res16UNet34C":
         model = res16unet34c(
             args["out_channels"],
@@ -93,47 +90,21 @@ def build(case: Case) -> tuple[MinkUNet, nn.ModuleDict]:
         )
     heads = nn.ModuleDict()
     if config.get("is_pretraining"):
-        name = "final_class_level"
-        heads[name] = SparseConv3d(96, args["out_channels"], 1, bias=True)
-        heads.load_state_dict({k: weights.pop(k) for k in list(weights) if k.startswith(name)})
-    model.load_state_dict(weights, strict=True)
+        heads["final_class_level"] = SparseConv3d(96, args["out_channels"], 1, bias=True)
+    load(model, heads, weights)
     return model, heads
 
 
-def own_key(key: str, cls: str) -> str:
-    """Our name of a reference parameter: theirs, but for SegContrast's network."""
-    if cls != SEGCONTRAST:
-        return key
-    key = re.sub(r"\.net\.(\d)", lambda m: "." + _UNIT[m[1]], key)
-    for pattern, name in _STAGES:
-        key = re.sub(pattern, name, key)
-    return key.replace("final.0.weight", "final.kernel").replace("final.0.bias", "final.bias")
+def reference_weights(case: Case) -> dict[str, Tensor]:
+    """The reference's weights under our names and in our layout."""
+    return to_ours({key: torch.from_numpy(value) for key, value in case.weights().items()})
 
 
-_UNIT = {"0": "conv1", "1": "norm1", "3": "conv2", "4": "norm2"}
-_STAGES = [
-    (r"^stem\.0\.", "conv0p1s1."),
-    (r"^stem\.1\.", "bn0."),
-    (r"^stem\.3\.", "conv0p1s1_1."),
-    (r"^stem\.4\.", "bn0_1."),
-]
-for _level in range(1, 5):
-    _STAGES += [
-        (rf"^stage{_level}\.0\.conv1\.", f"conv{_level}p{2 ** (_level - 1)}s2."),
-        (rf"^stage{_level}\.0\.norm1\.", f"bn{_level}."),
-        (rf"^stage{_level}\.1\.", f"block{_level}.0."),
-        (rf"^stage{_level}\.2\.", f"block{_level}.1."),
-        (rf"^up{_level}\.0\.conv1\.", f"convtr{_level + 3}p{2 ** (5 - _level)}s2."),
-        (rf"^up{_level}\.0\.norm1\.", f"bntr{_level + 3}."),
-        (rf"^up{_level}\.1\.", f"block{_level + 4}."),
-    ]
-
-
-def own_value(key: str, value: Tensor) -> Tensor:
-    """A linear head as a 1x1x1 convolution."""
-    if key == "final.0.weight":
-        return value.t()
-    return value[None] if key == "final.0.bias" else value
+def load(model: MinkUNet, heads: nn.ModuleDict, weights: dict[str, Tensor]) -> None:
+    """Every weight goes to the network or to a head of its own."""
+    own = heads.state_dict().keys()
+    heads.load_state_dict({key: value for key, value in weights.items() if key in own})
+    model.load_state_dict({key: value for key, value in weights.items() if key not in own})
 
 
 def check_momenta(case: Case, model: MinkUNet) -> None:
@@ -181,26 +152,37 @@ def compare_training(
     assert error < bounds["grad_feats_rel_l2"]
 
 
-def compare_gradients(case: Case, parameters: dict[str, Tensor], relative: float) -> None:
+def compare_gradients(case: Case, parts: Sequence[nn.Module], relative: float) -> None:
     """Norm and projection of each gradient, by the rule written in the manifest."""
+    grads = in_reference(
+        case, {name: p.grad for part in parts for name, p in part.named_parameters()}
+    )
     expected = case.manifest["grads"]
-    shapes = {key: shape for key, shape, _ in case.manifest["state_dict"]}
     largest = max(norm for norm, _, _ in expected.values())
+    assert grads.keys() == expected.keys()
     for key, (norm, _, projection) in expected.items():
-        grad = parameters[own_key(key, case.manifest["cls"])].grad
-        assert grad is not None, key
-        grad = grad.double().t() if key == "final.0.weight" else grad.double()
-        direction = torch.from_numpy(case.fill.direction(key, tuple(shapes[key])))
+        grad = grads[key].double()
+        direction = torch.from_numpy(case.fill.direction(key, tuple(grad.shape)))
         limit = relative * max(norm, 1e-3 * largest)
         assert abs(grad.norm().item() - norm) <= limit, key
         assert abs((grad * direction).sum().item() - projection) <= limit, key
 
 
-def compare_statistics(case: Case, buffers: dict[str, Tensor], relative: float) -> None:
+def compare_statistics(case: Case, parts: Sequence[nn.Module], relative: float) -> None:
     """Sum and norm of each running buffer after the step."""
+    state = in_reference(
+        case, {name: value for part in parts for name, value in part.state_dict().items()}
+    )
     for key, (total, norm) in case.manifest["stats"].items():
-        value = buffers[own_key(key, case.manifest["cls"])].double()
+        value = state[key].double()
         limit = relative * max(norm, 1.0)
         assert abs(value.norm().item() - norm) <= limit, key
         # The sum of n values that are off by a total of `limit` is off by sqrt(n) times that.
         assert abs(value.sum().item() - total) <= limit * value.numel() ** 0.5, key
+
+
+def in_reference(case: Case, values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """Values of parameters under the names and in the layouts of the reference."""
+    there = {name: value for name, value in values.items() if value is not None}
+    reference = {key: torch.empty(shape) for key, shape, _ in case.manifest["state_dict"]}
+    return from_ours(there, recognise(reference))

@@ -135,7 +135,7 @@ def check_pairs(case: Case, x: SparseTensor) -> None:
         )
         found = [
             kernel_map
-            for (fine, coarse, map_size, _, _), kernel_map in x.maps.maps.items()
+            for (fine, coarse, map_size, *_), kernel_map in x.maps.maps.items()
             if map_size == size
             and x.maps.levels[fine].stride == fine_stride
             and x.maps.levels[coarse].stride
