@@ -101,6 +101,70 @@ def write_folder(root: Path) -> Path:
     return root
 
 
+POSS_CELLS = 40 * 1800
+
+
+def write_semantic_poss(
+    root: Path, scans: tuple[tuple[str, int], ...] = (("00", 3), ("01", 2), ("03", 2))
+) -> Path:
+    """Labels of raw class 7 (instances 1 and 2) and 22, one point in every 100th cell."""
+    for sequence, count in scans:
+        folder = root / "dataset" / "sequences" / sequence
+        write(folder / "calib.txt", CALIB)
+        write(folder / "poses.txt", IDENTITY * count)
+        for scan in range(count):
+            name = f"{scan:06d}"
+            points = scene_points(scan, 4) * np.array([1, 1, 1, 255], np.float32)
+            write(folder / "velodyne" / f"{name}.bin", points.tobytes())
+            labels = np.full(POINTS, 22, "<u4")
+            labels[:20] = 7 + (1 << 16)
+            labels[20:30] = 7 + (2 << 16)
+            write(folder / "labels" / f"{name}.label", labels.tobytes())
+            write(folder / "tag" / f"{name}.tag", tag_bytes())
+    return root
+
+
+def tag_bytes() -> bytes:
+    """Cells 0, 100, 200, ... hold a point: 18 in each of the first beams."""
+    tag = np.zeros(POSS_CELLS, np.uint8)
+    tag[: 100 * POINTS : 100] = 1
+    return tag.tobytes()
+
+
+KITTI_360_TO_VELO = "0 0 1 0.3 -1 0 0 0.1 0 -1 0 -0.2\n"
+KITTI_360_TO_POSE = "image_00: 0 0 1 1.5 1 0 0 0 0 1 0 1\nimage_01: 0 0 1 1.5 1 0 0 0.6 0 1 0 1\n"
+KITTI_360_PERSPECTIVE = (
+    "calib_time: 01-Jan-2013 00:00:00\ncorner_dist: 9.95e-02\nS_00: 1408 376\n"
+    "R_rect_00: 1 0 0 0 1 0 0 0 1\nP_rect_00: 40 0 24 0 0 40 18 0 0 0 1 0\n"
+    "R_rect_01: 1 0 0 0 1 0 0 0 1\nP_rect_01: 40 0 24 -24 0 40 18 0 0 0 1 0\n"
+)
+
+
+def write_kitti_360(
+    root: Path, scans: tuple[tuple[str, int], ...] = (("0000", 5), ("0003", 30), ("0008", 0))
+) -> Path:
+    """Scans from the given number of each drive on: three of train, two of val, one of test."""
+    write(root / "calibration" / "calib_cam_to_velo.txt", KITTI_360_TO_VELO)
+    write(root / "calibration" / "calib_cam_to_pose.txt", KITTI_360_TO_POSE)
+    write(root / "calibration" / "perspective.txt", KITTI_360_PERSPECTIVE)
+    for (drive, first), count in zip(scans, (3, 2, 1), strict=True):
+        sequence = f"2013_05_28_drive_{drive}_sync"
+        numbers = range(first, first + count)
+        poses = "".join(f"{number} 1 0 0 {number} 0 1 0 0 0 0 1 0\n" for number in numbers)
+        write(root / "data_poses" / sequence / "poses.txt", poses)
+        for number in numbers:
+            write(
+                root / f"data_3d_raw/{sequence}/velodyne_points/data/{number:010d}.bin",
+                scene_points(number, 4).tobytes(),
+            )
+            for camera in ("image_00", "image_01"):
+                write(
+                    root / f"data_2d_raw/{sequence}/{camera}/data_rect/{number:010d}.png",
+                    image_bytes(number),
+                )
+    return root
+
+
 NUSCENES_SCENES = (("scene-0061", 3), ("scene-0655", 2), ("scene-0103", 2))
 NUSCENES_CATEGORIES = ("noise", "vehicle.car", "flat.driveable_surface")
 

@@ -11,24 +11,43 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from box_dataset_files import OBJECT_CALIB, OBJECT_LABELS, once_content
 from dataset_files import (
     CALIB,
     FOLDER_CALIBRATION,
     IDENTITY,
+    KITTI_360_PERSPECTIVE,
+    KITTI_360_TO_POSE,
+    KITTI_360_TO_VELO,
     image_bytes,
     npy_bytes,
     panoptic_bytes,
     pcd_bytes,
     ply_bytes,
     scene_points,
+    tag_bytes,
 )
 from lidarssl.datasets import nuscenes_tables as tables
 from lidarssl.datasets.files import iterate_json_rows, parse_json
 from lidarssl.datasets.folder_files import parse_calibration as parse_folder_calibration
 from lidarssl.datasets.folder_files import parse_classes, parse_splits
 from lidarssl.datasets.image_files import parse_image
-from lidarssl.datasets.kitti_files import parse_calibration, parse_poses
+from lidarssl.datasets.kitti_360 import (
+    parse_camera_to_lidar,
+    parse_camera_to_pose,
+    parse_perspective,
+)
+from lidarssl.datasets.kitti_files import (
+    parse_calibration,
+    parse_numbered_poses,
+    parse_object_calibration,
+    parse_poses,
+)
+from lidarssl.datasets.kitti_object import KittiObject, boxes_in_lidar, parse_object_labels
+from lidarssl.datasets.layout import parse_numbered_names
 from lidarssl.datasets.nuscenes import parse_panoptic
+from lidarssl.datasets.once import Once
+from lidarssl.datasets.once_files import parse_once
 from lidarssl.datasets.pcd import parse_pcd
 from lidarssl.datasets.ply import parse_ply
 from lidarssl.datasets.point_files import (
@@ -41,7 +60,10 @@ from lidarssl.datasets.point_files import (
     parse_labels,
     parse_npy,
 )
+from lidarssl.datasets.semantic_poss import parse_tag
 from lidarssl.errors import DataError
+from lidarssl.frame import Boxes
+from lidarssl.geometry.distortion import undistort_image
 
 PATH = Path("damaged")
 # A kind of damage, where (a share of the length), and how (any integer).
@@ -126,9 +148,45 @@ def _image(data: bytes) -> None:
 
 
 def _kitti(data: bytes) -> None:
-    calibration = parse_calibration(data, PATH)
-    intrinsics, camera_from_lidar = calibration.camera("P2", PATH)
-    assert bool(torch.isfinite(intrinsics).all() & torch.isfinite(camera_from_lidar).all())
+    _camera(parse_calibration(data, PATH).camera("P2", PATH))
+
+
+def _kitti_object(data: bytes) -> None:
+    _camera(parse_object_calibration(data, PATH).camera("P3", PATH))
+
+
+def _camera(matrices: tuple[torch.Tensor, torch.Tensor]) -> None:
+    assert all(bool(torch.isfinite(matrix).all()) for matrix in matrices)
+
+
+def _kitti_labels(data: bytes) -> None:
+    calibration = parse_object_calibration(OBJECT_CALIB.encode(), PATH)
+    labels = parse_object_labels(data, PATH)
+    _boxes(boxes_in_lidar(labels, calibration.lidar_transform(PATH), KittiObject.box_classes))
+
+
+def _boxes(boxes: Boxes) -> None:
+    for values in (boxes.center, boxes.size, boxes.yaw):
+        assert bool(torch.isfinite(values).all())
+    assert bool((boxes.size > 0).all())
+
+
+def _perspective(data: bytes) -> None:
+    lidar_from_camera = parse_camera_to_lidar(KITTI_360_TO_VELO.encode(), PATH)
+    for matrices in parse_perspective(data, PATH, lidar_from_camera).values():
+        _camera(matrices)
+
+
+def _once(data: bytes) -> None:
+    sequence = parse_once(data, PATH, Once.box_classes)
+    for camera in sequence.cameras.values():
+        _camera((camera.intrinsics, camera.camera_from_lidar))
+        image = torch.zeros((1, 5, 6), dtype=torch.uint8)
+        assert undistort_image(image, camera.intrinsics, camera.distortion).shape == image.shape
+    for pose in sequence.poses.values():
+        _finite(pose)
+    for frame in sequence.boxes:
+        _boxes(sequence.frame_boxes(frame))
 
 
 def _table(kind: type[tables.TableRow]) -> Callable[[bytes], None]:
@@ -190,6 +248,8 @@ def targets() -> list[Target]:
         Target("calib.txt", (CALIB.encode(),), _kitti),
         Target("poses.txt", ((IDENTITY * 4).encode(),), lambda d: _finite(parse_poses(d, PATH))),
         *rows,
+        *_kitti_targets(),
+        Target("once.json", (_json(once_content(["1616343527200", "5"], ["5"])),), _once),
         Target(
             "calibration.json",
             (_json(FOLDER_CALIBRATION),),
@@ -211,6 +271,34 @@ def targets() -> list[Target]:
             (panoptic_bytes((np.arange(50) % 3).astype(np.uint8)),),
             lambda d: _discard(parse_panoptic(d, PATH, 50)),
         ),
+    ]
+
+
+def _kitti_targets() -> list[Target]:
+    numbered = "".join(f"{frame} {IDENTITY}" for frame in (7, 8, 12))
+    return [
+        Target("tag", (tag_bytes(),), lambda d: _discard(parse_tag(d, PATH, 50))),
+        Target("calib of objects", (OBJECT_CALIB.encode(),), _kitti_object),
+        Target("label_2", (OBJECT_LABELS.encode(),), _kitti_labels),
+        Target(
+            "ImageSets", (b"000000\n000003\n",), lambda d: _discard(parse_numbered_names(d, PATH))
+        ),
+        Target(
+            "numbered poses.txt",
+            (numbered.encode(),),
+            lambda d: _finite(parse_numbered_poses(d, PATH)[1]),
+        ),
+        Target(
+            "calib_cam_to_velo.txt",
+            (KITTI_360_TO_VELO.encode(),),
+            lambda d: _finite(parse_camera_to_lidar(d, PATH)),
+        ),
+        Target(
+            "calib_cam_to_pose.txt",
+            (KITTI_360_TO_POSE.encode(),),
+            lambda d: _finite(parse_camera_to_pose(d, PATH)),
+        ),
+        Target("perspective.txt", (KITTI_360_PERSPECTIVE.encode(),), _perspective),
     ]
 
 

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import pickle
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import lidarssl.datasets
-from dataset_files import write_folder, write_nuscenes, write_semantic_kitti
+from box_dataset_files import write_kitti_object, write_once
+from dataset_files import (
+    write_folder,
+    write_kitti_360,
+    write_nuscenes,
+    write_semantic_kitti,
+    write_semantic_poss,
+)
 from lidarssl.datasets.base import Dataset
 from lidarssl.datasets.folder import Folder
+from lidarssl.datasets.kitti_360 import Kitti360
+from lidarssl.datasets.kitti_object import KittiObject
 from lidarssl.datasets.nuscenes import NuScenes
+from lidarssl.datasets.once import Once
 from lidarssl.datasets.semantic_kitti import SemanticKitti
+from lidarssl.datasets.semantic_poss import SemanticPoss
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Field, Frame, FrameId
 
@@ -39,6 +52,12 @@ FIXTURES: dict[str, Callable[[Path], Dataset]] = {
     "NuScenes": lambda root: NuScenes(write_nuscenes(root), cameras=("CAM_BACK", "CAM_FRONT")),
     "Folder": lambda root: Folder(write_folder(root)),
     "Synthetic": _synthetic,
+    "SemanticPoss": lambda root: SemanticPoss(write_semantic_poss(root)),
+    "KittiObject": lambda root: KittiObject(
+        write_kitti_object(root), cameras=("image_2", "image_3")
+    ),
+    "Kitti360": lambda root: Kitti360(write_kitti_360(root), cameras=("image_00", "image_01")),
+    "Once": lambda root: Once(write_once(root)),
 }
 
 
@@ -49,7 +68,9 @@ def _all_datasets() -> set[str]:
         names |= {
             value.__name__
             for value in content.values()
-            if isinstance(value, type) and issubclass(value, Dataset) and value is not Dataset
+            if isinstance(value, type)
+            and issubclass(value, Dataset)
+            and not inspect.isabstract(value)
         }
     return names
 
@@ -129,6 +150,32 @@ def test_load_carries_what_is_asked_for_and_nothing_else(dataset: Dataset) -> No
         assert _carried(dataset.load(frame_id, field)) == field
 
 
+def test_no_label_file_is_opened_unless_labels_are_asked_for(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    unpatched = Path.open
+
+    def record(path: Path, *rest: Any, **more: Any) -> Any:
+        opened.append(path)
+        return unpatched(path, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", record)
+    provided = dataset.provides("train")
+    frame_id = dataset.frames("train")[0]
+    dataset.load(frame_id, Field.IMAGES | Field.SUPERPIXELS | Field.POSE)
+    assert not _label_files(opened)
+    dataset.load(frame_id)
+    # Boxes may stand in tables that are read anyway; labels of points never do.
+    if provided & (Field.SEMANTIC | Field.INSTANCE):
+        assert _label_files(opened)
+
+
+def _label_files(paths: list[Path]) -> list[Path]:
+    folders = {"labels", "label_2", "lidarseg", "panoptic", "camseg"}
+    return [path for path in paths if folders & set(path.parts)]
+
+
 def test_types_and_shapes(dataset: Dataset) -> None:
     frame = dataset.load(dataset.frames("train")[0])
     count = len(frame)
@@ -165,7 +212,8 @@ def _assert_rigid(pose: torch.Tensor) -> None:
 def test_camera_tokens_are_unique_within_the_dataset(dataset: Dataset) -> None:
     ids = [frame for split in ("train", "val") for frame in dataset.frames(split)]
     tokens = [camera.token for frame in ids for camera in dataset.load(frame, Field.IMAGES).cameras]
-    assert len(set(tokens)) == len(tokens) > 0
+    assert len(set(tokens)) == len(tokens)
+    assert bool(tokens) == (Field.IMAGES in dataset.provides("train"))
     assert not any("/" in token for token in tokens)
 
 

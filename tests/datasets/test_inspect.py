@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset_files import CALIB, scene_points, write, write_semantic_kitti
+from box_dataset_files import write_kitti_object, write_once
+from dataset_files import CALIB, scene_points, write, write_kitti_360, write_semantic_kitti
 from lidarssl.datasets.inspect import check, stats
+from lidarssl.datasets.kitti_360 import Kitti360
+from lidarssl.datasets.kitti_object import KittiObject
+from lidarssl.datasets.once import Once
 from lidarssl.datasets.semantic_kitti import SemanticKitti
 from lidarssl.errors import ConfigError
 
@@ -51,6 +55,26 @@ def test_a_blind_camera_is_a_problem(root: Path) -> None:
     report = check(SemanticKitti(root), "train", progress=False)
     assert len(report.problems) == 3
     assert "no lidar point falls into image_2" in report.problems[0].message
+
+
+def test_what_is_not_there_is_told(root: Path, tmp_path: Path) -> None:
+    report = check(SemanticKitti(root), "train", progress=False)
+    assert report.ok
+    assert report.absent == "sequences 02, 03, 04, 05, 06, 07, 09, 10"
+    assert "not here: sequences 02" in str(report)
+    assert json.loads(report.to_json())["absent"] == report.absent
+    assert check(SemanticKitti(root), "val", progress=False).absent == ""
+    assert "not here" not in str(check(SemanticKitti(root), "val", progress=False))
+    objects = KittiObject(write_kitti_object(tmp_path / "objects"))
+    assert objects.absent("train") == "3709 of the 3712 scans of the list"
+    assert objects.absent("val_20th") == "188 of the 189 scans of the list"
+    drives = Kitti360(write_kitti_360(tmp_path / "drives"))
+    assert drives.absent("val") == "14598 of the 14600 scans of the list"
+    assert drives.absent("test") == ""
+    once = write_once(tmp_path / "once")
+    assert Once(once).absent("train") == Once(once).absent("val_100") == ""
+    (once / "ImageSets" / "train.txt").unlink()
+    assert Once(once).absent("train") == "5 of the 6 sequences"
 
 
 def test_limit_spreads_over_the_split(root: Path) -> None:

@@ -79,6 +79,38 @@ def test_fractions_keep_every_skip_th_scene_from_the_skip_th(tmp_path: Path) -> 
         dataset.label_fraction("train", 6)
 
 
+def six_scenes(folder: Path) -> tuple[Path, list[str]]:
+    """Six scenes of train, in an order of their own."""
+    scenes = ["scene-0006", "scene-0001", "scene-0392", "scene-0002", "scene-0004", "scene-0005"]
+    return write_nuscenes(folder, scenes=tuple((scene, 1) for scene in scenes)), scenes
+
+
+@pytest.mark.parametrize("offset", range(4))
+@pytest.mark.parametrize("skip", [1, 2, 3])
+def test_an_offset_moves_the_count(tmp_path: Path, skip: int, offset: int) -> None:
+    root, scenes = six_scenes(tmp_path)
+    dataset = opened(root, fractions="also", fraction_offset=offset)
+    counter, expected = offset, []
+    for scene in scenes:
+        counter += 1
+        if counter % skip == 0:
+            expected.append(scene)
+    assert [frame.sequence for frame in dataset.label_fraction("train", skip)] == expected
+
+
+def test_a_thousandth_of_also_is_one_scene_and_never_another(tmp_path: Path) -> None:
+    root, _ = six_scenes(tmp_path / "with")
+    also = opened(root, fractions="also")
+    assert [frame.sequence for frame in also.label_fraction("train", 1000)] == ["scene-0392"]
+    with pytest.raises(ConfigError, match=r"use 1\.\.6"):
+        opened(root).label_fraction("train", 1000)
+    without = opened(write_nuscenes(tmp_path / "without"), fractions="also")
+    with pytest.raises(ConfigError, match="choose a split with scene-0392"):
+        without.label_fraction("train", 1000)
+    with pytest.raises(ConfigError, match="known: slidr, also"):
+        opened(root, fractions="segcontrast")
+
+
 def test_a_splits_file_replaces_the_official_splits(root: Path) -> None:
     splits = {"teacher": ["scene-0103"], "train": ["scene-0061", "scene-0655"]}
     write(root / "v1.0-mini" / "splits.json", json.dumps(splits))

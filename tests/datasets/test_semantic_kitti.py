@@ -70,6 +70,71 @@ def test_one_percent_is_every_hundredth_of_the_sorted_list(tmp_path: Path) -> No
     ]
 
 
+SCANS = {
+    "00": 4541, "01": 1101, "02": 4661, "03": 801, "04": 271, "05": 2761, "06": 1101, "07": 1101,
+    "09": 1591, "10": 1201,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> SemanticKitti:
+    """Every training scan of the dataset, empty."""
+    root = tmp_path_factory.mktemp("whole")
+    for sequence, count in SCANS.items():
+        folder = root / "sequences" / sequence / "velodyne"
+        folder.mkdir(parents=True)
+        for scan in range(count):
+            (folder / f"{scan:06d}.bin").touch()
+    return SemanticKitti(root, fractions="segcontrast")
+
+
+@pytest.mark.parametrize(
+    ("skip", "count"),
+    [(1, 19130), (2, 9560), (4, 4779), (10, 1912), (100, 188), (1000, 17), (10000, 1)],
+)
+def test_lists_of_segcontrast_have_their_sizes(whole: SemanticKitti, skip: int, count: int) -> None:
+    kept = whole.label_fraction("train", skip)
+    assert len(set(kept)) == len(kept) == count
+    assert kept == sorted(kept, key=str)
+    assert whole.fraction_size("train", skip) == (None if skip == 1 else count)
+    # Drawn from each sequence in proportion to its length.
+    for sequence, scans in SCANS.items():
+        found = sum(frame.sequence == sequence for frame in kept)
+        assert abs(found - scans / skip) <= 1
+
+
+def test_lists_of_segcontrast_are_the_published_ones(whole: SemanticKitti) -> None:
+    published = {
+        "00": (1643, 2989, 13, 1564), "01": (523,), "02": (270, 1439, 4016, 734), "03": (49,),
+        "04": (58,), "05": (730, 1333), "06": (867,), "07": (215,), "09": (760,), "10": (189,),
+    }  # fmt: skip
+    expected = {f"{sequence}/{scan:06d}" for sequence, scans in published.items() for scan in scans}
+    kept = whole.label_fraction("train", 1000)
+    assert {f"{frame.sequence}/{frame.token}" for frame in kept} == expected
+    assert [frame.token for frame in whole.label_fraction("train", 10000)] == ["003340"]
+    hundredth = whole.label_fraction("train", 100)
+    assert [f.token for f in hundredth if f.sequence == "04"] == ["000001", "000074"]
+
+
+def test_listed_scans_that_are_not_there_are_left_out(root: Path) -> None:
+    """Of the scans 00/0, 00/1, 00/2, 01/0 and 01/1, the list of 1/2 has some."""
+    some = SemanticKitti(root, fractions="segcontrast")
+    kept = some.label_fraction("train", 2)
+    assert set(kept) < set(some.frames("train"))
+    assert some.fraction_size("train", 2) == 9560
+    assert some.label_fraction("train", 10000) == []
+    assert some.label_fraction("val", 2) == []
+    assert some.fraction_size("val", 2) == 0
+
+
+def test_shares_without_a_list_name_those_that_have_one(root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"1, 2, 4, 10, 100, 1000, 10000") as caught:
+        SemanticKitti(root, fractions="segcontrast").label_fraction("train", 20)
+    assert caught.value.field == "skip"
+    with pytest.raises(ConfigError, match="known: slidr, segcontrast"):
+        SemanticKitti(root, fractions="also")  # type: ignore[arg-type]
+
+
 def test_projection_is_p_times_tr(root: Path) -> None:
     """Against the plain matrix product of calib.txt, for both colour cameras."""
     frame = SemanticKitti(root, cameras=("image_2", "image_3")).load(FIRST)

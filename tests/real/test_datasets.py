@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import pytest
 import torch
 
 from lidarssl.datasets.inspect import check, stats
+from lidarssl.datasets.kitti_360 import Kitti360
+from lidarssl.datasets.kitti_object import KittiObject
 from lidarssl.datasets.nuscenes import NuScenes
 from lidarssl.datasets.nuscenes_index import read_annotations
 from lidarssl.datasets.nuscenes_tables import Category, read_rows
+from lidarssl.datasets.once import Once
 from lidarssl.datasets.semantic_kitti import INVERSE_LEARNING_MAP, LEARNING_MAP, SemanticKitti
 from lidarssl.frame import Camera, Field, Frame
+from lidarssl.geometry.boxes import points_in_boxes
 from lidarssl.geometry.poses import (
     invert_pose,
     rotation_about_z,
@@ -45,6 +50,11 @@ def expected(data_root: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def kitti(data_root: Path) -> SemanticKitti:
     return SemanticKitti(data_root / "semantic_kitti")
+
+
+@pytest.fixture(scope="module")
+def kitti_object(data_root: Path) -> KittiObject:
+    return KittiObject(data_root / "kitti")
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +208,81 @@ def count_inside(
     ]
 
 
+def test_kitti_object_frames(kitti_object: KittiObject, expected: dict[str, Any]) -> None:
+    ids = kitti_object.frames("trainval")
+    assert {frame.token for frame in ids} == set(expected["kitti"])
+    assert [frame.token for frame in kitti_object.frames("train")] == ["000000", "000010"]
+    for frame_id in ids:
+        truth = expected["kitti"][frame_id.token]
+        frame = kitti_object.load(frame_id)
+        assert len(frame) == truth["points"]
+        xyzi = torch.cat([frame.points, frame.intensity[:, None]], 1).double().mean(0)
+        assert xyzi.tolist() == pytest.approx(truth["mean_xyzi"], abs=1e-6)
+        camera = frame.cameras[0]
+        assert camera.image is not None
+        width, height = truth["image_wh"]
+        assert camera.image.shape == (3, height, width)
+        u, v, depth = project(frame, camera)
+        inside = (depth > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+        assert inside.sum() == truth["points_in_image_2"]
+        counted = Counter(line.kind for line in kitti_object.labels(frame_id))
+        assert dict(counted) == truth["objects"]
+        assert frame.boxes is not None
+        names = Counter(kitti_object.box_classes[label] for label in frame.boxes.label.tolist())
+        assert dict(names) == {k: n for k, n in truth["objects"].items() if k != "DontCare"}
+
+
+def test_kitti_object_boxes_are_where_the_objects_are(kitti_object: KittiObject) -> None:
+    """Every box holds points, and stands on ground that its own points end at; its middle falls
+    into the box that the annotator drew in the image, which turned boxes would still do, so a
+    quarter turn must hold fewer points."""
+    held, turned = 0, 0
+    for frame_id in kitti_object.frames("trainval"):
+        frame = kitti_object.load(frame_id)
+        assert frame.boxes is not None
+        inside = points_in_boxes(frame.points, frame.boxes)
+        assert bool((inside.sum(0) >= 5).all())
+        held += int(inside.sum())
+        quarter = replace(frame.boxes, yaw=frame.boxes.yaw + np.pi / 2)
+        turned += int(points_in_boxes(frame.points, quarter).sum())
+        centers = replace(frame, points=frame.boxes.center, intensity=frame.boxes.yaw)
+        u, v, depth = project(centers, frame.cameras[0])
+        lines = [line for line in kitti_object.labels(frame_id) if line.kind != "DontCare"]
+        left, top, right, bottom = np.array([line.image_box for line in lines]).T
+        whole = np.array([line.truncated == 0 for line in lines])
+        seen = (left < u) & (u < right) & (top < v) & (v < bottom) & (depth > 0)
+        assert bool(seen[whole].all())
+    assert turned < 0.8 * held
+
+
+def test_lidar_only_loaders_read_real_scans(
+    tmp_path: Path, kitti: SemanticKitti, kitti_object: KittiObject
+) -> None:
+    """No KITTI-360 or ONCE file is at hand: real KITTI scans stand in under their names."""
+    scans = sorted((kitti_object.root / "training" / "velodyne").iterdir())
+    drive = "2013_05_28_drive_0000_sync"
+    for number, scan in enumerate(scans, start=10):
+        copies = (
+            f"data_3d_raw/{drive}/velodyne_points/data/{number:010d}.bin",
+            f"data/000000/lidar_roof/{1600000000000 + 100 * number}.bin",
+        )
+        for copy in copies:
+            (tmp_path / copy).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / copy).symlink_to(scan)
+    (tmp_path / "ImageSets").mkdir()
+    (tmp_path / "ImageSets" / "raw_small.txt").write_text("000000\n")
+    originals = [kitti_object.load(frame, Field.NONE) for frame in kitti_object.frames("trainval")]
+    for dataset, split in ((Kitti360(tmp_path), "train"), (Once(tmp_path), "raw_small")):
+        ids = dataset.frames(split)
+        assert len(ids) == len(originals) == 4
+        assert dataset.provides(split) == Field.NONE
+        for frame_id, original in zip(ids, originals, strict=True):
+            frame = dataset.load(frame_id)
+            assert torch.equal(frame.points, original.points)
+            assert torch.equal(frame.intensity, original.intensity)
+        assert check(dataset, split, progress=False).ok
+
+
 def test_image_scale_keeps_the_pairs(data_root: Path, nuscenes: NuScenes) -> None:
     small = NuScenes(data_root / "nuscenes", image_scale=0.25)
     frame_id = nuscenes.frames("train")[0]
@@ -215,7 +300,12 @@ def test_image_scale_keeps_the_pairs(data_root: Path, nuscenes: NuScenes) -> Non
         assert (pooled - after.image).abs().mean() < 2
 
 
-def test_real_data_passes_the_check(kitti: SemanticKitti, nuscenes: NuScenes) -> None:
+def test_real_data_passes_the_check(
+    kitti: SemanticKitti, kitti_object: KittiObject, nuscenes: NuScenes
+) -> None:
+    report = check(kitti_object, "trainval", progress=False)
+    assert report.ok
+    assert report.provides == ["images", "boxes"]
     report = check(kitti, "train", limit=3, workers=2, progress=False)
     assert report.ok
     assert report.checked == 3

@@ -75,6 +75,20 @@ class Dataset(ABC):
         """
         return self.frames(split)[::skip]
 
+    def fraction_size(self, split: str, skip: int) -> int | None:
+        """Frames that the protocol's list for a fraction 1/skip names, on disk or not.
+
+        None where there is no such list, and ``label_fraction`` chooses among what is there.
+        """
+        return None
+
+    def absent(self, split: str) -> str:
+        """What the official list of a split names and the disk lacks, in words; empty = nothing.
+
+        Such frames are not in ``frames``; a dataset without lists cannot tell.
+        """
+        return ""
+
     def sequences(self, split: str) -> list[str]:
         """Sequences of a split, in order of first appearance."""
         return list(dict.fromkeys(frame.sequence for frame in self.frames(split)))

@@ -46,6 +46,7 @@ class CheckReport:
         provides: names of the fields that frames carry.
         pairs: mean number of points that fall into each camera, by name.
         problems: one for each frame that is not good, in the order of the split.
+        absent: what the split should have and the disk lacks, in words.
     """
 
     dataset: str
@@ -56,6 +57,7 @@ class CheckReport:
     provides: list[str]
     pairs: dict[str, float]
     problems: list[Problem]
+    absent: str = ""
 
     @property
     def ok(self) -> bool:
@@ -68,7 +70,8 @@ class CheckReport:
         lines = [
             f"{self.dataset} {self.split}: {self.frames} frames in {self.sequences} sequences; "
             f"{self.checked} checked, {len(self.problems)} bad",
-            f"  carry: points, {', '.join(self.provides)}",
+            f"  carry: {', '.join(['points', *self.provides])}",
+            *([f"  not here: {self.absent}"] if self.absent else []),
             *(f"  {name}: {pairs:.0f} points per image" for name, pairs in self.pairs.items()),
             *(f"  {problem.frame}: {problem.message}" for problem in self.problems),
         ]
@@ -183,6 +186,7 @@ def check(
         provides=list(describe_missing(provided, Field.NONE)),
         pairs={name: pairs[name] / seen[name] for name in seen},
         problems=[result.problem for result in results if result.problem is not None],
+        absent=dataset.absent(split),
     )
 
 

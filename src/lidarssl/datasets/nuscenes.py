@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -58,6 +59,7 @@ CAMERAS = (
     "CAM_FRONT_LEFT",
 )
 INSTANCES_PER_CATEGORY = 1000
+ALSO_SCENE = "scene-0392"
 
 _CLASSES = (
     ("noise", (0, 0, 0)),
@@ -115,6 +117,9 @@ class NuScenes(Dataset):
         version: ``v1.0-trainval``, ``v1.0-test``, ``v1.0-mini``, ...
         cameras: channels to read, in this order; default: ``default_cameras``.
         image_scale: factor on the size of images, in (0, 1].
+        fractions: whose shares of the labels: ``slidr`` = every n-th scene; ``also`` = the same,
+            and for 1/1000 scene-0392 alone.
+        fraction_offset: moves the choice by so many scenes, for other draws of a share.
 
     Attributes:
         class_of_category: train class of each category of category.json.
@@ -145,9 +150,14 @@ class NuScenes(Dataset):
         version: str = "v1.0-mini",
         cameras: Sequence[str] | None = None,
         image_scale: float = 1.0,
+        fractions: Literal["slidr", "also"] = "slidr",
+        fraction_offset: int = 0,
     ) -> None:
         self.root = Path(root)
         self.version = version
+        if fractions not in ("slidr", "also"):
+            raise unknown_name("fractions", fractions, ("slidr", "also"))
+        self.fractions, self.fraction_offset = fractions, fraction_offset
         self.image_scale = check_scale(image_scale)
         folder = version_folder(self.root, version)
         chosen = self.default_cameras if cameras is None else tuple(cameras)
@@ -188,15 +198,25 @@ class NuScenes(Dataset):
         return self._frames_of(self.scenes(split))
 
     def label_fraction(self, split: str, skip: int) -> list[FrameId]:
-        """All key frames of every skip-th scene: the skip-th, 2 skip-th, ... (SLidR)."""
+        """All key frames of every skip-th scene: the skip-th, 2 skip-th, ...
+
+        ``fraction_offset`` moves the choice by so many scenes. The rule is that of SLidR and of
+        ALSO; ``also`` has one share more, 1/1000, which is scene-0392 alone.
+        """
         scenes = self.scenes(split)
-        if not 0 < skip <= len(scenes):
+        single = self.fractions == "also" and skip == 1000 and not self.fraction_offset
+        if single:
+            chosen = [scene for scene in scenes if scene == ALSO_SCENE]
+        else:
+            numbered = enumerate(scenes, 1 + self.fraction_offset)
+            chosen = [scene for number, scene in numbered if skip > 0 and number % skip == 0]
+        if not chosen:
             raise ConfigError(
                 f"1/{skip} of the {len(scenes)} scenes of '{split}' is not a scene",
                 field="skip",
-                remedy=f"use 1..{len(scenes)}",
+                remedy=f"choose a split with {ALSO_SCENE}" if single else f"use 1..{len(scenes)}",
             )
-        return self._frames_of(scenes[skip - 1 :: skip])
+        return self._frames_of(chosen)
 
     def _frames_of(self, scenes: Sequence[str]) -> list[FrameId]:
         wanted = set(scenes)

@@ -8,34 +8,17 @@ the official panoptic evaluation.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from lidarssl.datasets.base import ClassTable, Dataset
-from lidarssl.datasets.files import (
-    POINT_FILE_LIMIT,
-    TEXT_FILE_LIMIT,
-    list_names,
-    read_bytes,
-)
+from lidarssl.datasets.base import ClassTable
 from lidarssl.datasets.image_files import check_scale, read_image, resize_intrinsics
-from lidarssl.datasets.kitti_files import Calibration, parse_calibration, parse_poses
-from lidarssl.datasets.point_files import (
-    KITTI_COLUMNS,
-    make_cloud,
-    map_labels,
-    parse_bin,
-    parse_labels,
-)
-from lidarssl.errors import DataError, unknown_name
-from lidarssl.frame import Camera, Field, Frame, FrameId
-from lidarssl.geometry.poses import invert_pose
+from lidarssl.datasets.kitti_sequences import KittiSequences
+from lidarssl.datasets.layout import packaged_table
+from lidarssl.errors import ConfigError, unknown_name
+from lidarssl.frame import Camera, Field, FrameId
 
 PROJECTIONS = {"image_0": "P0", "image_1": "P1", "image_2": "P2", "image_3": "P3"}
 
@@ -78,7 +61,7 @@ LEARNING_MAP = {raw: train for train, (_, ids) in enumerate(_CLASSES.values()) f
 INVERSE_LEARNING_MAP = tuple(ids[0] for _, ids in _CLASSES.values())
 
 
-class SemanticKitti(Dataset):
+class SemanticKitti(KittiSequences):
     """SemanticKITTI in its official layout, ``<root>/dataset/sequences/SS/...``.
 
     Splits: train (00-07, 09, 10), val (08), trainval, test (11-21); SLidR's parametrizing and
@@ -91,14 +74,20 @@ class SemanticKitti(Dataset):
         image_scale: factor on the size of images, in (0, 1].
         ignore_unknown_labels: map raw ids outside the learning map to the ignored class instead
             of refusing the frame.
+        fractions: whose shares of the labels: ``slidr`` = every n-th scan; ``segcontrast`` = the
+            fixed lists of SegContrast, as ALSO, BEVContrast and NCLR.
 
     Raises:
-        ConfigError: unknown camera or image scale.
+        ConfigError: unknown camera, image scale or fractions.
         DataError: no sequences below ``root``; says which level to give.
     """
 
     name = "semantic_kitti"
     classes = ClassTable(tuple(_CLASSES), tuple(color for color, _ in _CLASSES.values()))
+    learning_map = LEARNING_MAP
+    split_sequences = SEQUENCES
+    scan_archive = "data_odometry_velodyne.zip"
+    calibration_archive = "data_odometry_calib.zip"
 
     def __init__(
         self,
@@ -106,101 +95,42 @@ class SemanticKitti(Dataset):
         cameras: Sequence[str] = ("image_2",),
         image_scale: float = 1.0,
         ignore_unknown_labels: bool = False,
+        fractions: Literal["slidr", "segcontrast"] = "slidr",
     ) -> None:
+        if fractions not in ("slidr", "segcontrast"):
+            raise unknown_name("fractions", fractions, ("slidr", "segcontrast"))
         for camera in cameras:
             if camera not in PROJECTIONS:
                 raise unknown_name("camera", camera, tuple(PROJECTIONS))
-        self.root = Path(root)
-        self.folder = _sequences_folder(self.root)
+        super().__init__(root, ignore_unknown_labels)
         self.cameras = tuple(cameras)
         self.image_scale = check_scale(image_scale)
-        self.ignore_unknown_labels = ignore_unknown_labels
-        self._calibrations: dict[str, tuple[Calibration, Path]] = {}
-        self._poses: dict[str, Tensor] = {}
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(SEQUENCES)
-
-    def frames(self, split: str) -> list[FrameId]:
-        if split not in SEQUENCES:
-            raise unknown_name("split", split, self.splits)
-        found = [
-            FrameId(self.name, sequence, name.removesuffix(".bin"))
-            for sequence in SEQUENCES[split]
-            for name in list_names(self.folder / sequence / "velodyne", [".bin"])
-        ]
-        if not found:
-            raise DataError(
-                f"no scan of split '{split}' (sequences {', '.join(SEQUENCES[split])})",
-                path=self.folder,
-                field="velodyne",
-                remedy="unpack data_odometry_velodyne.zip here",
-            )
-        return found
+        self.fractions = fractions
 
     def provides(self, split: str) -> Field:
-        first = self.frames(split)[0]
-        folder = self.folder / first.sequence
-        provided = Field.NONE
-        if self.cameras and all((folder / camera).is_dir() for camera in self.cameras):
-            provided |= Field.IMAGES
-        if (folder / "labels").is_dir():
-            provided |= Field.SEMANTIC | Field.INSTANCE
-        if (folder / "poses.txt").is_file():
-            provided |= Field.POSE
-        return provided
+        folder = self.folder / self.frames(split)[0].sequence
+        images = self.cameras and all((folder / camera).is_dir() for camera in self.cameras)
+        return super().provides(split) | (Field.IMAGES if images else Field.NONE)
 
-    def load(self, frame: FrameId, fields: Field = Field.ALL) -> Frame:
-        if frame.dataset != self.name or not re.fullmatch(
-            r"[0-9]{2}/[0-9]{6}", f"{frame.sequence}/{frame.token}"
-        ):
-            raise DataError(
-                f"'{frame}' is not the id of a scan",
-                path=self.folder,
-                field="token",
-                remedy="use an id that frames() returned",
-            )
-        path = self.folder / frame.sequence / "velodyne" / f"{frame.token}.bin"
-        data = read_bytes(path, POINT_FILE_LIMIT)
-        cloud = make_cloud(parse_bin(data, path, KITTI_COLUMNS), path)
-        semantic, instance = self._labels(frame, len(cloud.intensity), fields)
-        cameras: tuple[Camera, ...] = ()
-        if Field.IMAGES in fields:
-            cameras = self._read_cameras(frame)
-        return Frame(
-            id=frame,
-            points=cloud.points,
-            intensity=cloud.intensity,
-            cameras=cameras,
-            pose=self._pose(frame) if Field.POSE in fields else None,
-            semantic=semantic,
-            instance=instance,
-        )
+    def label_fraction(self, split: str, skip: int) -> list[FrameId]:
+        """Every skip-th scan, or those of a fixed list as far as they are on disk.
 
-    def _labels(
-        self, frame: FrameId, points: int, fields: Field
-    ) -> tuple[Tensor | None, Tensor | None]:
-        folder = self.folder / frame.sequence / "labels"
-        if not (Field.SEMANTIC | Field.INSTANCE) & fields or not folder.is_dir():
-            return None, None
-        path = folder / f"{frame.token}.label"
-        raw = parse_labels(read_bytes(path, POINT_FILE_LIMIT), path, "<u4", points)
-        semantic = instance = None
-        if Field.SEMANTIC in fields:
-            semantic = map_labels(raw & 0xFFFF, self._lookup, path)
-        if Field.INSTANCE in fields:
-            # The upper half alone repeats between classes; the whole label names one object.
-            instance = torch.from_numpy(np.where(raw >> 16 > 0, raw, 0))
-        return semantic, instance
+        ``slidr``: of all scans of the split, starting at the first. ``segcontrast``: the lists of
+        SegContrast, which ALSO, BEVContrast and NCLR use: drawn at random from each sequence, for
+        1/2, 1/4, 1/10, 1/100, 1/1000 and 1/10000, and not nested.
+        """
+        if self.fractions == "slidr" or skip == 1:
+            return super().label_fraction(split, skip)
+        listed = _listed_scans(skip)
+        return [f for f in self.frames(split) if f.token in listed.get(f.sequence, ())]
 
-    @cached_property
-    def _lookup(self) -> np.ndarray:
-        lookup = np.full(1 << 16, 0 if self.ignore_unknown_labels else -1, np.int64)
-        lookup[list(LEARNING_MAP)] = list(LEARNING_MAP.values())
-        return lookup
+    def fraction_size(self, split: str, skip: int) -> int | None:
+        if self.fractions == "slidr" or skip == 1:
+            return None
+        listed = _listed_scans(skip)
+        return sum(len(listed.get(sequence, ())) for sequence in SEQUENCES[split])
 
-    def _read_cameras(self, frame: FrameId) -> tuple[Camera, ...]:
+    def _cameras(self, frame: FrameId) -> tuple[Camera, ...]:
         folder = self.folder / frame.sequence
         present = [camera for camera in self.cameras if (folder / camera).is_dir()]
         return tuple(self._camera(frame, camera) for camera in present)
@@ -218,49 +148,22 @@ class SemanticKitti(Dataset):
             camera_from_lidar=camera_from_lidar,
         )
 
-    def _calibration(self, sequence: str) -> tuple[Calibration, Path]:
-        if sequence not in self._calibrations:
-            path = self.folder / sequence / "calib.txt"
-            elsewhere = self.folder.parents[1] / "calib" / "dataset" / "sequences" / sequence
-            if not path.is_file() and (elsewhere / "calib.txt").is_file():
-                path = elsewhere / "calib.txt"
-            data = read_bytes(path, TEXT_FILE_LIMIT, "unpack data_odometry_calib.zip here")
-            self._calibrations[sequence] = (parse_calibration(data, path), path)
-        return self._calibrations[sequence]
 
-    def _pose(self, frame: FrameId) -> Tensor | None:
-        """Pose of the lidar in the lidar frame of the sequence's first scan."""
-        path = self.folder / frame.sequence / "poses.txt"
-        if not path.is_file():
-            return None
-        if frame.sequence not in self._poses:
-            self._poses[frame.sequence] = parse_poses(read_bytes(path, TEXT_FILE_LIMIT), path)
-        poses = self._poses[frame.sequence]
-        if int(frame.token) >= len(poses):
-            raise DataError(
-                f"has {len(poses)} poses, none for scan {frame.token}",
-                path=path,
-                field="poses",
-                remedy="use the poses.txt of the whole sequence: line k belongs to scan k",
-            )
-        calibration, calibration_path = self._calibration(frame.sequence)
-        camera0_from_lidar = calibration.lidar_transform(calibration_path)
-        return invert_pose(camera0_from_lidar) @ poses[int(frame.token)] @ camera0_from_lidar
+def _listed_scans(skip: int) -> dict[str, set[str]]:
+    """Scans of SegContrast's list for 1/skip of the labels, by sequence.
 
-
-def _sequences_folder(root: Path) -> Path:
-    """Folder of the sequences; otherwise an error that says where it seems to be."""
-    for folder in (root / "dataset" / "sequences", root / "sequences"):
-        if folder.is_dir():
-            return folder
-    above = [parent for parent in (root, *root.parents[:3]) if parent.name == "sequences"]
-    below = sorted(root.glob("*/sequences")) + sorted(root.glob("*/*/sequences"))
-    candidates = [folder.parent for folder in above + below]
-    raise DataError(
-        "there is no 'dataset/sequences' below this folder",
-        path=root,
-        field="root",
-        remedy=f"use root {candidates[0]}"
-        if candidates
-        else "give the folder that holds dataset/sequences/00, 01, ...",
-    )
+    Raises:
+        ConfigError: there is no such list.
+    """
+    # Of each scan, the file holds the distance from the one before.
+    steps: dict[str, dict[str, list[int]]] = packaged_table("semantic_kitti_fractions.json")
+    if str(skip) not in steps:
+        raise ConfigError(
+            f"SegContrast has no list for 1/{skip} of the labels",
+            field="skip",
+            remedy=f"use one of 1, {', '.join(steps)}, or fractions slidr",
+        )
+    return {
+        sequence: {f"{scan:06d}" for scan in accumulate(distances)}
+        for sequence, distances in steps[str(skip)].items()
+    }

@@ -1,0 +1,88 @@
+"""`data check` of damaged files in every layout: the file is named, never a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from box_dataset_files import write_kitti_object, write_once
+from commands import Command
+from dataset_files import write_kitti_360, write_semantic_kitti, write_semantic_poss
+
+DRIVE = "2013_05_28_drive_0000_sync"
+RAW = f"data_3d_raw/{DRIVE}/velodyne_points/data/0000000005.bin"
+SEQUENCE = "dataset/sequences/00"
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "semantic_kitti": write_semantic_kitti,
+    "semantic_poss": write_semantic_poss,
+    "kitti_object": write_kitti_object,
+    "kitti_360": write_kitti_360,
+    "once": write_once,
+}
+# What damage leaves unusable; an empty label_2 or poses.txt of KITTI-360 is a good file.
+FILES = {
+    "semantic_kitti": "velodyne/000000.bin labels/000000.label image_2/000000.png calib.txt",
+    "semantic_poss": "velodyne/000000.bin labels/000000.label tag/000000.tag calib.txt",
+    "kitti_object": "velodyne/000000.bin image_2/000000.png calib/000000.txt",
+    "kitti_360": f"{RAW} data_2d_raw/{DRIVE}/image_00/data_rect/0000000005.png "
+    "calibration/perspective.txt calibration/calib_cam_to_velo.txt",
+    "once": "data/000076/lidar_roof/1616343527200.bin data/000076/cam01/1616343527200.jpg "
+    "data/000076/000076.json ImageSets/train.txt",
+}
+FOLDERS = {"semantic_kitti": SEQUENCE, "semantic_poss": SEQUENCE, "kitti_object": "training"}
+GARBAGE_ONLY = [
+    ("semantic_poss", f"{SEQUENCE}/poses.txt"),
+    ("kitti_object", "training/label_2/000000.txt"),
+    ("kitti_360", f"data_poses/{DRIVE}/poses.txt"),
+    ("kitti_360", "calibration/calib_cam_to_pose.txt"),
+]
+CASES = [
+    (dataset, str(Path(FOLDERS.get(dataset, "")) / name), damage)
+    for dataset, names in FILES.items()
+    for name in names.split()
+    for damage in ("garbage", "empty", "cut")
+] + [(dataset, name, "garbage") for dataset, name in GARBAGE_ONLY]
+
+
+@pytest.mark.parametrize(("dataset", "name", "damage"), CASES)
+def test_a_damaged_file_is_named(
+    command: Command, tmp_path: Path, dataset: str, name: str, damage: str
+) -> None:
+    """Bad frames are listed (1); a table without which there is no frame stops the command (2)."""
+    root = WRITERS[dataset](tmp_path / "data set")
+    check = ("data", "check", dataset, "--root", root, "--workers", 0)
+    good = command(*check)
+    assert good.code == 0, good.err or good.out
+    path = root / name
+    content = path.read_bytes()
+    spoilt = {"garbage": b"\xff garbage", "empty": b"", "cut": content[: len(content) // 2 - 1]}
+    path.write_bytes(spoilt[damage])
+    done = command(*check)
+    assert done.code in (1, 2), done.out
+    assert str(path) in done.out + done.err
+    assert "Traceback" not in done.out + done.err
+
+
+@pytest.mark.parametrize("dataset", WRITERS)
+@pytest.mark.parametrize("level", ["above", "nowhere"])
+def test_a_root_of_a_wrong_level(
+    command: Command, tmp_path: Path, dataset: str, level: str
+) -> None:
+    root = WRITERS[dataset](tmp_path / "right")
+    done = command(
+        "data", "check", dataset, "--root", tmp_path if level == "above" else root / "nowhere"
+    )
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert "there is no" in done.err
+    assert f"use root {root}" in done.err
+
+
+@pytest.mark.parametrize("dataset", WRITERS)
+def test_stats_of_every_layout(command: Command, tmp_path: Path, dataset: str) -> None:
+    root = WRITERS[dataset](tmp_path)
+    done = command("data", "stats", dataset, "--root", root)
+    assert done.code == 0, done.err
+    assert "intensity: mean" in done.out
