@@ -108,6 +108,30 @@ class Matches:
 
 
 @dataclass
+class Queries:
+    """Places around a scan of which its own rays tell whether they are free or behind a surface.
+
+    Attributes:
+        positions: (Q, 3) float32 m, lidar frame.
+        occupancy: (Q,) int64, 1 = behind a surface, 0 = free.
+        intensity: (Q,) float32 of the return that made the query; negative = no target.
+        batch: (Q,) int64 frame index, 0 inside a frame.
+        query, point: (P,) int64 pairs of a query and a point near it, sorted by (query, point);
+            None until a transform has searched them.
+    """
+
+    positions: Tensor
+    occupancy: Tensor
+    intensity: Tensor
+    batch: Tensor
+    query: Tensor | None = None
+    point: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.positions.shape[0]
+
+
+@dataclass
 class Frame:
     """One moment of driving.
 
@@ -123,6 +147,7 @@ class Frame:
         instance: (N,) int64, 0 = no instance, or None.
         boxes: or None.
         matches: point-pixel pairs, made by a paired transform, or None.
+        queries: places of known occupancy, made by a transform, or None.
     """
 
     id: FrameId
@@ -136,6 +161,7 @@ class Frame:
     instance: Tensor | None = None
     boxes: Boxes | None = None
     matches: Matches | None = None
+    queries: Queries | None = None
 
     POINT_COLUMNS = ("points", "intensity", "ring", "time", "semantic", "instance")
 
@@ -143,22 +169,27 @@ class Frame:
         return self.points.shape[0]
 
     def select(self, index: Tensor) -> Frame:
-        """Keep the points ``index``, an (N,) bool mask; matches are dropped or re-numbered.
+        """Keep the points ``index``, an (N,) bool mask; pairs are dropped or re-numbered.
 
         Returns:
-            A new frame; every per-point column and the matches follow.
+            A new frame; every per-point column, the matches and the pairs of queries follow.
         """
         columns = {
             name: value[index]
             for name in self.POINT_COLUMNS
             if (value := getattr(self, name)) is not None
         }
-        matches = self.matches
+        matches, queries = self.matches, self.queries
+        new_row = torch.cumsum(index, 0) - 1
         if matches is not None:
             matches = matches[index[matches.point]]
-            new_row = torch.cumsum(index, 0) - 1
             matches = replace(matches, point=new_row[matches.point])
-        return replace(self, matches=matches, **columns)
+        if queries is not None and queries.query is not None and queries.point is not None:
+            kept = index[queries.point]
+            queries = replace(
+                queries, query=queries.query[kept], point=new_row[queries.point[kept]]
+            )
+        return replace(self, matches=matches, queries=queries, **columns)
 
 
 @dataclass
@@ -195,6 +226,7 @@ class Batch:
         superpixels: (I, H, W) int64.
         image_labels: (I, H, W) int64, 0 = ignored.
         matches: rows count points and images of the batch.
+        queries: pairs count queries and points of the batch.
         semantic, instance: (N,) int64, 0 = ignored / none.
     """
 
@@ -205,6 +237,7 @@ class Batch:
     superpixels: Tensor | None = None
     image_labels: Tensor | None = None
     matches: Matches | None = None
+    queries: Queries | None = None
     semantic: Tensor | None = None
     instance: Tensor | None = None
 
@@ -276,6 +309,7 @@ def collate(frames: Sequence[Frame]) -> Batch:
         superpixels=_stack(frames, [camera.superpixels for camera in cameras], "superpixels"),
         image_labels=_stack(frames, [camera.labels for camera in cameras], "labels"),
         matches=_concatenate_matches(frames, sizes, camera_counts),
+        queries=_concatenate_queries(frames, sizes),
         semantic=_concatenate(frames, "semantic"),
         instance=_concatenate(frames, "instance"),
     )
@@ -303,6 +337,33 @@ def _concatenate_matches(
         row=torch.cat([m.row for m in found]),
         col=torch.cat([m.col for m in found]),
     )
+
+
+def _concatenate_queries(frames: Sequence[Frame], sizes: Tensor) -> Queries | None:
+    values = [frame.queries for frame in frames]
+    _check_all_or_none(frames, values, "queries")
+    found = [queries for queries in values if queries is not None]
+    if not found:
+        return None
+    counts = torch.tensor([len(queries) for queries in found])
+    return Queries(
+        positions=torch.cat([queries.positions for queries in found]),
+        occupancy=torch.cat([queries.occupancy for queries in found]),
+        intensity=torch.cat([queries.intensity for queries in found]),
+        batch=torch.repeat_interleave(torch.arange(len(found)), counts),
+        query=_concatenate_rows(frames, [queries.query for queries in found], counts),
+        point=_concatenate_rows(frames, [queries.point for queries in found], sizes),
+    )
+
+
+def _concatenate_rows(
+    frames: Sequence[Frame], values: Sequence[Tensor | None], sizes: Tensor
+) -> Tensor | None:
+    """Row numbers of each frame, counted through all frames of the given sizes."""
+    _check_all_or_none(frames, values, "pairs of queries")
+    first = torch.cumsum(sizes, 0) - sizes
+    rows = [value + start for value, start in zip(values, first, strict=True) if value is not None]
+    return torch.cat(rows) if rows else None
 
 
 def _stack(frames: Sequence[Frame], values: list[Tensor | None], name: str) -> Tensor | None:

@@ -16,12 +16,14 @@ from lidarssl.backbones.minkunet import MinkUNet
 from lidarssl.backbones.voxelize import PointInputs
 from lidarssl.frame import Batch, Frame, collate
 from lidarssl.images.unet import SmallUNet
+from lidarssl.methods.also import Also, ScanSampling
 from lidarssl.methods.base import Method
 from lidarssl.methods.image_to_lidar import PairAugmentation
 from lidarssl.methods.ppkt import Ppkt
 from lidarssl.methods.slidr import Slidr
 from lidarssl.transforms.base import Compose, sample_generator
 from lidarssl.transforms.images import image_of
+from lidarssl.transforms.occupancy import SupportSearch
 from lidarssl.transforms.superpixels import Superpixels
 from toys import MemoryDataset
 
@@ -66,6 +68,13 @@ def augmentation(size: tuple[int, int]) -> PairAugmentation:
 
 # A new method needs one line here; every test of every method then runs on it.
 SMALL: dict[str, Small] = {
+    "Also": Small(
+        lambda size: Also(
+            backbone(), 16, ScanSampling(voxel_size=0.05, num_queries=60, depth=2.0),
+            SupportSearch(radius=1.0, limit=4), intensity_scale=0.5,
+        ),
+        samples=False,
+    ),
     "Ppkt": Small(
         lambda size: Ppkt(
             backbone(), encoder(), 8, num_matches=64, augmentation=augmentation(size)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from lidarssl.errors import ConfigError
+from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Frame
 from lidarssl.geometry.boxes import points_in_boxes
 from lidarssl.geometry.poses import transform_points
@@ -16,6 +17,8 @@ from lidarssl.geometry.projection import project
 from lidarssl.transforms.paired import MatchPixels
 from lidarssl.transforms.points import (
     CropRange,
+    Decimate,
+    DropUnlabeled,
     FlipAxes,
     LimitPoints,
     RotateZ,
@@ -134,3 +137,34 @@ def test_empty_ranges_are_refused() -> None:
     ):
         with pytest.raises(ConfigError):
             build()
+
+
+def test_flips_of_x_alone() -> None:
+    frame = make_frame()
+    moved = apply_purely(FlipAxes(1.0, axes="x"), frame, 0)
+    assert torch.equal(moved.points, frame.points * torch.tensor([-1.0, 1.0, 1.0]))
+    with pytest.raises(ConfigError, match="mirror"):
+        FlipAxes(axes="z")
+
+
+def test_decimation_keeps_the_first_point_of_a_cell_and_the_order() -> None:
+    frame = make_frame()
+    thinned = apply_purely(Decimate(2.0), frame, 0)
+    cells: dict[tuple[float, ...], int] = {}
+    for number, point in enumerate(frame.points.tolist()):
+        cells.setdefault(tuple(value // 2.0 for value in point), number)
+    assert 1 < len(cells) < len(frame)
+    assert torch.equal(thinned.points, frame.points[list(cells.values())])
+    assert torch.equal(thinned.intensity, frame.intensity[list(cells.values())])
+    with pytest.raises(ConfigError, match="voxel size"):
+        Decimate(0.0)
+
+
+def test_unlabelled_points_are_dropped_by_their_labels_only() -> None:
+    frame = make_frame()
+    labels = torch.arange(len(frame)) % 3
+    kept = apply_purely(DropUnlabeled(), replace(frame, semantic=labels), 0)
+    assert torch.equal(kept.points, frame.points[labels > 0])
+    assert kept.semantic.min() == 1
+    with pytest.raises(DataError, match="has no labels"):
+        DropUnlabeled()(replace(frame, semantic=None), np.random.default_rng(0))

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lidarssl.errors import ConfigError
-from lidarssl.frame import Frame
+from lidarssl.errors import ConfigError, DataError
+from lidarssl.frame import Frame, Queries
 from lidarssl.geometry.boxes import transform_boxes
+from lidarssl.geometry.decimation import Rounding, decimate
 from lidarssl.geometry.poses import rotation_about_z
 
 
@@ -39,7 +40,13 @@ def change_lidar_frame(frame: Frame, linear: Tensor) -> Frame:
         ),
         pose=None if frame.pose is None else frame.pose.double() @ inverse,
         boxes=None if frame.boxes is None else transform_boxes(frame.boxes, matrix),
+        queries=None if frame.queries is None else _move_queries(frame.queries, matrix),
     )
+
+
+def _move_queries(queries: Queries, matrix: Tensor) -> Queries:
+    moved = queries.positions.double() @ matrix[:3, :3].T
+    return replace(queries, positions=moved.to(queries.positions.dtype))
 
 
 class RotateZ:
@@ -54,13 +61,21 @@ class RotateZ:
 
 
 class FlipAxes:
-    """x -> -x and, independently, y -> -y, each with probability ``probability``."""
+    """x -> -x and, independently, y -> -y, each with probability ``probability``.
 
-    def __init__(self, probability: float = 0.5) -> None:
-        self.probability = probability
+    Args:
+        probability: of each mirroring.
+        axes: ``xy``, or ``x`` to leave y alone.
+    """
+
+    def __init__(self, probability: float = 0.5, axes: str = "xy") -> None:
+        if axes not in ("x", "xy"):
+            raise ConfigError(f"cannot mirror axes '{axes}'", field="axes", remedy="x or xy")
+        self.probability, self.axes = probability, axes
 
     def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
         flip_x, flip_y = rng.random(2) < self.probability
+        flip_y = flip_y and self.axes == "xy"
         signs = torch.tensor([-1.0 if flip_x else 1.0, -1.0 if flip_y else 1.0, 1.0])
         return change_lidar_frame(frame, torch.diag(signs))
 
@@ -120,6 +135,42 @@ class LimitPoints:
         kept = torch.zeros(len(frame), dtype=torch.bool)
         kept[torch.from_numpy(rng.choice(len(frame), self.count, replace=False))] = True
         return frame.select(kept)
+
+
+class Decimate:
+    """Keep one point per cell of a grid, the first in the order of the points.
+
+    Args:
+        voxel_size: m.
+        rounding: see ``lidarssl.geometry.decimation.decimate``.
+    """
+
+    def __init__(self, voxel_size: float, rounding: Rounding = "floor") -> None:
+        if not 0 < voxel_size < math.inf:
+            raise ConfigError(f"voxel size {voxel_size} m", field="voxel_size")
+        self.voxel_size, self.rounding = voxel_size, rounding
+
+    def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
+        kept = torch.zeros(len(frame), dtype=torch.bool)
+        kept[decimate(frame.points, self.voxel_size, self.rounding)] = True
+        return frame.select(kept)
+
+
+class DropUnlabeled:
+    """Remove the points of the ignored class, which only labels can tell.
+
+    Raises:
+        DataError: the frame has no labels.
+    """
+
+    def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
+        if frame.semantic is None:
+            raise DataError(
+                f"frame {frame.id} has no labels, so its unlabelled points are unknown",
+                field="semantic",
+                remedy="leave drop_unlabeled off",
+            )
+        return frame.select(frame.semantic > 0)
 
 
 def _check_range(low: float, high: float, name: str) -> None:
