@@ -11,7 +11,11 @@ import torch
 import yaml
 
 from lidarssl import checkpoints
+from lidarssl.backbones.base import Backbone
 from lidarssl.backbones.minkunet import MinkUNet
+from lidarssl.backbones.voxelnet import VoxelNet
+from lidarssl.checkpoints.minkunet_names import Naming, from_ours
+from lidarssl.checkpoints.openpcdet import plane_shapes, trunk_shapes
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.experiments.record import (
     RECIPE_FILE,
@@ -121,6 +125,54 @@ def test_a_checkpoint_of_the_reference(tmp_path: Path) -> None:
                        network(1).state_dict()["conv0p1s1.kernel"])  # fmt: skip
     with pytest.raises(ConfigError, match="voxel_size"):
         load_backbone(backbone, tmp_path / "slidr.pt", built(voxel_size=0.3))
+
+
+def test_a_checkpoint_of_also(tmp_path: Path) -> None:
+    """Names and kernels of torchsparse, with the head and the decoder of its pretraining."""
+    state = from_ours(network(1).state_dict(), Naming.TORCHSPARSE)
+    content = {f"backbone.{name}": value for name, value in state.items()}
+    heads = {"backbone.classifier.0.weight": torch.ones(2), "decoder.fc.weight": torch.ones(2)}
+    torch.save({"state_dict": content | heads, "epoch": 199}, tmp_path / "also.ckpt")
+    backbone = network(2)
+    assert load_backbone(backbone, tmp_path / "also.ckpt", built()) == "also"
+    for name, value in network(1).state_dict().items():
+        assert torch.equal(backbone.state_dict()[name], value), name
+
+
+def test_the_trunk_of_a_second_gets_into_a_voxelnet(tmp_path: Path) -> None:
+    shapes = trunk_shapes() | plane_shapes()
+    state = {name: torch.randn(shape) for name, shape in shapes.items()}
+    torch.save({"model_state": state}, tmp_path / "second.pth")
+    backbone = VoxelNet()
+    wanted = checkpoints.Architecture("lidarssl.backbones.voxelnet.VoxelNet", {})
+    load_backbone(backbone, tmp_path / "second.pth", wanted)
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, state[f"backbone_3d.{name}"]) or "num_batches" in name, name
+    with pytest.raises(ConfigError, match="holds a Second, where a MinkUNet is wanted") as caught:
+        load_backbone(network(2), tmp_path / "second.pth", built())
+    assert caught.value.path == tmp_path / "second.pth"
+
+
+class Own(Backbone):
+    """A backbone that this library does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+
+def test_a_backbone_of_ones_own_takes_files_under_its_names(tmp_path: Path) -> None:
+    source, target = Own(), Own()
+    state = {f"module.{name}": value for name, value in source.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "own.pt")
+    load_backbone(target, tmp_path / "own.pt", checkpoints.Architecture("own.Own"))
+    assert torch.equal(target.layer.weight, source.layer.weight)
+
+
+def test_a_folder_of_weights(tmp_path: Path) -> None:
+    """As `lidarssl pull` leaves it."""
+    checkpoints.save(tmp_path, network(1), checkpoints.Card(built(), recipe="slidr"))
+    assert load_backbone(network(2), tmp_path, built()) == "slidr"
 
 
 @pytest.mark.parametrize("name", ["", "nowhere", "nowhere.safetensors"])

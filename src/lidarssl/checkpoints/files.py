@@ -74,18 +74,35 @@ def load(path: str | Path) -> Checkpoint:
         DataError: missing, truncated, not safetensors, or the card is missing or wrong.
     """
     path = weights_file(path)
-    tensors, metadata = read_safetensors(path)
-    card = path.with_suffix(".json")
-    if _CARD_KEY in metadata:
-        return Checkpoint(tensors, Card.from_json(metadata[_CARD_KEY], path), path)
-    if not card.is_file():
+    tensors, texts = read_safetensors(path)
+    card = card_of(texts, path)
+    if card is None:
         raise DataError(
             "these weights have no card, so they were not written by lidarssl",
             path=path,
-            remedy=f"read them with lidarssl.checkpoints.read_state, or put a card at {card.name}",
+            remedy="`lidarssl convert` says what they are and gives them one; or put a card at "
+            f"{path.with_suffix('.json').name}",
         )
+    return Checkpoint(tensors, card, path)
+
+
+def card_of(texts: Mapping[str, str], path: Path) -> Card | None:
+    """The card in the header of a weights file, else the one beside it, else None.
+
+    Args:
+        texts: of the header.
+        path: the weights file.
+
+    Raises:
+        DataError: the card is wrong.
+    """
+    if _CARD_KEY in texts:
+        return Card.from_json(texts[_CARD_KEY], path)
+    card = path.with_suffix(".json")
+    if not card.is_file():
+        return None
     with card.open("rb") as file:
-        return Checkpoint(tensors, Card.from_json(file.read(MAX_CARD_BYTES + 1), card), path)
+        return Card.from_json(file.read(MAX_CARD_BYTES + 1), card)
 
 
 def _storable(name: str, value: object) -> Tensor:

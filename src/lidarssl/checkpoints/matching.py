@@ -61,7 +61,7 @@ def load_into(
         _check_class(module, weights)
         weights = weights.state
     report = compare(module, weights, drop)
-    problems = _describe(module, weights, report)
+    problems = misfits(module, weights, drop)
     if problems and strict:
         raise ConfigError(
             "the weights do not fit the module: " + "; ".join(problems),
@@ -97,8 +97,9 @@ def compare(module: nn.Module, state: Mapping[str, Tensor], drop: Sequence[str] 
     )
 
 
-def _describe(module: nn.Module, state: Mapping[str, Tensor], report: LoadReport) -> list[str]:
-    own = module.state_dict()
+def misfits(module: nn.Module, state: Mapping[str, Tensor], drop: Sequence[str] = ()) -> list[str]:
+    """What keeps a state dict from fitting a module, in words; empty when it fits."""
+    own, report = module.state_dict(), compare(module, state, drop)
     groups = {
         "missing": [f"'{name}'" for name in report.missing[:_NAMED]],
         "unexpected": [

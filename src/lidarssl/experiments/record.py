@@ -5,18 +5,20 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from lidarssl import __version__, checkpoints
 from lidarssl.backbones.base import Backbone
-from lidarssl.checkpoints.reference import read_reference
+from lidarssl.checkpoints.convert import state_for
+from lidarssl.checkpoints.networks import Network, kind_of, read_network
+from lidarssl.checkpoints.reference import ReferenceCheckpoint, read_reference
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.experiments.doctor import device_name, versions
 from lidarssl.report.schema import RunRecord, Stage
@@ -26,7 +28,12 @@ LOCK_FILE = ".lock"
 STUDENT_FILE = "student.safetensors"
 
 # Constructor arguments that change neither the weights nor what they mean.
-FREE_ARGUMENTS = ("checkpointing", "bn_momentum", "block_bn_momentum", "head_channels", "normalize")
+FREE_ARGUMENTS = (
+    "checkpointing", "bn_momentum", "block_bn_momentum", "head_channels", "normalize", "dropout",
+    "max_voxels", "reading", "positions",
+)  # fmt: skip
+# Parts of a backbone that start anew on another task.
+HEADS = ("final.", "final_class_level.")
 
 
 def lock_folder(run: Path) -> IO[str] | None:
@@ -152,8 +159,34 @@ def architecture(module: nn.Module, resolved: str, *keys: str) -> checkpoints.Ar
     return checkpoints.Architecture(path, node.get("init_args", {}))
 
 
+def weights_of(path: Path, option: str) -> Path:
+    """The weights file that a path stands for: a file, a run folder or a folder of weights.
+
+    Args:
+        option: of the command line, for messages.
+
+    Raises:
+        DataError: there is none.
+    """
+    if path.is_dir():
+        inside = (path / STUDENT_FILE, path / checkpoints.WEIGHTS_FILE)
+        path = next((file for file in inside if file.is_file()), inside[0])
+    if not path.is_file():
+        raise DataError(
+            "no such checkpoint",
+            path=path,
+            field=option,
+            remedy="give a weights file, or the run folder of a finished `lidarssl pretrain`",
+        )
+    return path
+
+
 def load_backbone(backbone: Backbone, path: Path, wanted: checkpoints.Architecture) -> str:
-    """Put pretrained weights into a backbone: a lidarssl student, or a reference checkpoint.
+    """Put pretrained weights into a backbone: a lidarssl student, or a checkpoint of others.
+
+    Args:
+        path: weights of any origin that :func:`lidarssl.checkpoints.networks.read_network` reads.
+        wanted: class and arguments that the backbone was built with.
 
     Returns:
         The name of the method that made the weights, as far as the file tells.
@@ -162,28 +195,40 @@ def load_backbone(backbone: Backbone, path: Path, wanted: checkpoints.Architectu
         ConfigError: the checkpoint is of another architecture.
         DataError: not a checkpoint.
     """
-    if path.is_dir():
-        path = path / STUDENT_FILE
-    if not path.is_file():
-        raise DataError(
-            "no such checkpoint",
-            path=path,
-            field="--checkpoint",
-            remedy="give a weights file, or the run folder of a finished `lidarssl pretrain`",
-        )
+    path = weights_of(path, "--checkpoint")
     if path.suffix == ".safetensors":
         loaded = checkpoints.load(path)
         try:
             wanted.check_same(loaded.card.architecture, ignore=FREE_ARGUMENTS)
         except ConfigError as error:
             raise ConfigError(error.problem, path=path, remedy=error.remedy) from error
-        checkpoints.load_into(backbone, loaded, drop=("final.",))
+        checkpoints.load_into(backbone, loaded, drop=HEADS)
         return loaded.card.recipe or path.stem
-    reference = read_reference(path)
-    arguments = wanted.init_args
-    reference.check_config(
-        voxel_size=arguments.get("voxel_size"),
-        cylindrical_coordinates=arguments.get("rule") == "slidr_cylindrical",
-    )
-    checkpoints.load_into(backbone, reference.state, drop=("final.", "final_class_level."))
+    try:
+        checkpoints.load_into(backbone, _foreign_state(path, backbone, wanted), drop=HEADS)
+    except ConfigError as error:
+        raise ConfigError(
+            error.problem, path=error.path or path, field=error.field, remedy=error.remedy
+        ) from error
     return path.stem
+
+
+def _foreign_state(
+    path: Path, backbone: Backbone, wanted: checkpoints.Architecture
+) -> Mapping[str, Tensor]:
+    """Weights of another library under the backbone's names."""
+    if not kind_of(backbone.state_dict()):
+        # A network that is known to its author alone: its names must be the file's.
+        return read_reference(path).state
+    network = read_network(path)
+    _check_settings(network, wanted)
+    return state_for(network, backbone)
+
+
+def _check_settings(network: Network, wanted: checkpoints.Architecture) -> None:
+    """Compare the settings beside the weights, as far as both are known, with the backbone's."""
+    arguments = wanted.init_args
+    expected = {"voxel_size": arguments["voxel_size"]} if "voxel_size" in arguments else {}
+    if "rule" in arguments:
+        expected["cylindrical_coordinates"] = arguments["rule"] == "slidr_cylindrical"
+    ReferenceCheckpoint(network.state, network.config, network.path).check_config(**expected)

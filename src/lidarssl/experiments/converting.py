@@ -1,0 +1,286 @@
+"""`lidarssl convert`: weights of any origin become a file of this or of another library."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lidarssl import checkpoints
+from lidarssl.checkpoints.architectures import (
+    check_whole,
+    class_of,
+    describe,
+    missing_arguments,
+    told_arguments,
+)
+from lidarssl.checkpoints.convert import Format, foreign_content, state_for, write_foreign
+from lidarssl.checkpoints.networks import Network, read_network
+from lidarssl.checkpoints.spconv_layouts import SpconvLayout
+from lidarssl.errors import ConfigError
+from lidarssl.experiments.record import weights_of
+from lidarssl.recipes import schema
+from lidarssl.recipes.overrides import explain, override
+
+_OWN_SUFFIX, _TORCH_SUFFIXES = ".safetensors", (".pt", ".pth", ".ckpt", ".bin")
+_WRITTEN = {
+    Format.LIDARSSL: "lidarssl probe or finetune RECIPE --checkpoint {path}",
+    Format.TORCHSPARSE: "the downstream code of ALSO, NCLR and BEVContrast takes it as checkpoint",
+    Format.MINKOWSKI: "the downstream code of SLidR and OLIVINE takes it as --pretraining_path",
+    Format.SEGCONTRAST: "NCLR's semantic segmentation on MinkowskiEngine takes it as checkpoint",
+    Format.OPENPCDET: "OpenPCDet's tools/train.py takes it as --pretrained_model",
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a conversion shall make.
+
+    Attributes:
+        target: format of the output.
+        output: file or, for ``lidarssl``, also a folder.
+        like: recipe whose backbone the weights are for.
+        options: words with arguments of the backbone, such as ``--voxel_size=0.1``.
+        layout: of the spconv weights that are written.
+        overwrite: replace ``output``.
+        licence, data: for the card; None = as in the source.
+    """
+
+    target: Format
+    output: Path
+    like: str | None = None
+    options: Sequence[str] = ()
+    layout: SpconvLayout = SpconvLayout.KRSC
+    overwrite: bool = False
+    licence: str | None = None
+    data: Sequence[str] | None = None
+
+
+def read(source: Path, prefix: str | None, layout: SpconvLayout | None) -> Network:
+    """The network of a file or run folder, whole.
+
+    Raises:
+        DataError: no readable file, no network in it, or not all of it.
+        ConfigError: several networks, or an spconv layout that the file does not tell.
+    """
+    network = read_network(weights_of(source, "SOURCE"), prefix, layout)
+    check_whole(network)
+    return network
+
+
+def description(network: Network) -> str:
+    """What a file holds, for people."""
+    place = [f"entry '{network.entry}'"] if network.entry else []
+    place += [f"prefix '{network.prefix}'"] if network.prefix else []
+    parameters = sum(
+        value.numel()
+        for name, value in network.state.items()
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    )
+    left_out = [f"{name} ({what})" for name, what in network.left_out.items()]
+    rows = {
+        "from": network.source,
+        "network": describe(network),
+        "parameters": f"{parameters:,} in {len(network.state)} tensors",
+        "place": ", ".join(place) or "top of the file, no prefix",
+        "left out": ", ".join(left_out) or "nothing",
+    }
+    if network.card is not None:
+        rows |= _of_card(network.card)
+    return "\n".join([str(network.path), *(f"  {name:<13}{text}" for name, text in rows.items())])
+
+
+def convert(network: Network, wanted: Wanted) -> str:
+    """Write the network in another format.
+
+    Returns:
+        What was written, for people.
+
+    Raises:
+        ConfigError: the output exists, the format has no such network, or the architecture is
+            not fully known.
+    """
+    path = _output_file(wanted)
+    _refuse_options(wanted)
+    if wanted.target is Format.LIDARSSL:
+        lines = _write_own(network, wanted)
+    else:
+        content = foreign_content(network, wanted.target, wanted.layout)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_foreign(path, content)
+        lines = []
+        if wanted.target is Format.OPENPCDET and network.kind == "VoxelNet":
+            lines = [
+                "  without      backbone_2d, which this network has not: it stays random there"
+            ]
+    use = _WRITTEN[wanted.target].format(path=path)
+    return "\n".join([f"{path}", *lines, f"  use          {use}"])
+
+
+def _output_file(wanted: Wanted) -> Path:
+    path = wanted.output
+    own = wanted.target is Format.LIDARSSL
+    if (path.suffix in _TORCH_SUFFIXES) if own else (path.is_dir() or path.suffix == _OWN_SUFFIX):
+        raise ConfigError(
+            f"'{wanted.target}' files are {'safetensors' if own else 'those of torch.save'}",
+            path=path,
+            field="--output",
+            remedy=f"give a name that ends in {_OWN_SUFFIX}, or a folder"
+            if own
+            else f"give a name that ends in {', '.join(_TORCH_SUFFIXES)}",
+        )
+    if own and path.suffix != _OWN_SUFFIX:
+        path = path / checkpoints.WEIGHTS_FILE
+    for file in (path, path.with_suffix(".json"))[: 2 if own else 1]:
+        if file.exists() and not wanted.overwrite:
+            raise ConfigError(
+                "exists", path=file, field="--output", remedy="choose another, or add --overwrite"
+            )
+    return path
+
+
+def _refuse_options(wanted: Wanted) -> None:
+    """Refuse what would be ignored."""
+    given = ["--output-layout"] if wanted.layout is not SpconvLayout.KRSC else []
+    if wanted.target is not Format.LIDARSSL:
+        given = [] if wanted.target is Format.OPENPCDET else given
+        given += [word.partition("=")[0] for word in wanted.options]
+        given += ["--like"] if wanted.like else []
+        given += ["--licence"] if wanted.licence is not None else []
+        given += ["--data"] if wanted.data is not None else []
+    if given:
+        raise ConfigError(
+            f"'{wanted.target}' files have no place for {given[0]}",
+            field=given[0],
+            remedy="leave it out: a card and arguments of the backbone belong to --to lidarssl, "
+            "an output layout to --to openpcdet",
+        )
+
+
+def _write_own(network: Network, wanted: Wanted) -> list[str]:
+    """Safetensors with a card, from which `probe` and `finetune` know that the weights fit."""
+    built = backbone_arguments(network, wanted)
+    node = {"class_path": built.class_path, "init_args": dict(built.init_args)}
+    backbone = schema.build_backbone(node, seed=0)
+    try:
+        checkpoints.load_into(backbone, state_for(network, backbone))
+    except ConfigError as error:
+        raise ConfigError(
+            error.problem, path=error.path or network.path, remedy=error.remedy
+        ) from error
+    card = replace(network.card or checkpoints.Card(built), architecture=built)
+    if wanted.licence is not None:
+        card = replace(card, licence=wanted.licence)
+    if wanted.data is not None:
+        card = replace(card, data=tuple(wanted.data))
+    checkpoints.save(wanted.output, backbone, card)
+    shown = ("rule", "point_range", "voxel_size", "added_height", "inputs")
+    return [f"  {name:<13}{built.init_args[name]}" for name in shown if name in built.init_args]
+
+
+def backbone_arguments(network: Network, wanted: Wanted) -> checkpoints.Architecture:
+    """Class and all constructor arguments of the backbone that the weights are for.
+
+    They come from a recipe, from the card of the source, or from what weights, settings and
+    options tell.
+
+    Raises:
+        ConfigError: something is left to be told, or an option is wrong.
+    """
+    cls: type = class_of(network)
+    if wanted.like is not None:
+        node = _backbone_of(wanted.like)
+        module, _, name = node["class_path"].rpartition(".")
+        cls, content = getattr(import_module(module), name), node["init_args"]
+        hint = f"`lidarssl recipes {wanted.like} --keys` lists them"
+    elif network.card is not None:
+        content = copy.deepcopy(dict(network.card.architecture.init_args))
+        _check_class(network, network.card, cls)
+        hint = "docs/backbones.md lists them"
+    else:
+        content = told_arguments(network)
+        hint = "docs/backbones.md lists them"
+    if "head_channels" in content:
+        content["head_channels"] = None
+    arguments = _complete(cls, content, wanted.options, hint)
+    if wanted.like is None and network.card is None:
+        given = {word.removeprefix("--").partition("=")[0].split(".")[0] for word in wanted.options}
+        _demand(network, given | content.keys())
+    return checkpoints.Architecture(f"{cls.__module__}.{cls.__qualname__}", arguments)
+
+
+def _check_class(network: Network, card: checkpoints.Card, cls: type) -> None:
+    here, there = f"{cls.__module__}.{cls.__qualname__}", card.architecture.class_path
+    if here != there:
+        raise ConfigError(
+            f"the card says {there}, the weights are those of a {here}",
+            path=network.path,
+            field="architecture.class_path",
+            remedy="add --like RECIPE, to take class and arguments from a recipe",
+        )
+
+
+def _complete(
+    cls: type, content: dict[str, Any], words: Sequence[str], hint: str
+) -> dict[str, Any]:
+    """Every argument of a backbone as plain values: those given, the words, and the defaults.
+
+    Raises:
+        ConfigError: an unknown argument (names the closest) or a wrong value.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls)
+    try:
+        override(cls, content, words)
+        explain(cls, content)
+        config = parser.parse_object(content, defaults=True)
+    except ConfigError as error:
+        remedy = "; ".join(filter(None, ((error.remedy or "").strip(), hint)))
+        raise type(error)(error.problem, field=error.field, remedy=remedy) from None
+    except ArgumentError as error:
+        raise ConfigError(" ".join(str(error).split())[:300], remedy=hint) from None
+    plain: dict[str, Any] = yaml.safe_load(
+        parser.dump(config, skip_none=False, skip_validation=True)
+    )
+    return plain
+
+
+def _demand(network: Network, known: set[str]) -> None:
+    """Refuse to guess how points become voxels: weights work on wrong voxels too, but badly."""
+    missing = [name for name in missing_arguments(network) if name not in known]
+    if missing:
+        raise ConfigError(
+            f"the weights do not tell how points became voxels: {', '.join(missing)}",
+            path=network.path,
+            field=", ".join(f"--{name}" for name in missing),
+            remedy="add --like RECIPE to take them from a recipe's backbone, or give them, e.g. "
+            "--inputs.columns [intensity]; docs/checkpoints.md lists those of published files",
+        )
+
+
+def _backbone_of(recipe: str) -> dict[str, Any]:
+    """The backbone of a recipe: class and every argument."""
+    parsed = schema.parse(recipe)
+    node: Any = yaml.safe_load(parsed.resolved)
+    for key in {"pretrain": ("method",), "segmentation": ("task",)}.get(parsed.kind, ()):
+        node = node[key]
+        node = node.get("init_args", node)
+    found: dict[str, Any] = node["backbone"]
+    return found
+
+
+def _of_card(card: checkpoints.Card) -> dict[str, str]:
+    rows = {
+        "recipe": card.recipe,
+        "data": ", ".join(card.data),
+        "steps": str(card.step or ""),
+        "licence": card.licence,
+    }
+    return {name: text for name, text in rows.items() if text}
