@@ -2,9 +2,10 @@
 
     python benchmarks/label_efficiency.py --out runs/label_efficiency --workers 2
 
-Rows: look-up, random init, PPKT, SLidR. Columns: linear probe and fine-tuning with 1 %, 10 % and
-100 % of the labels. Every row tries the same learning rates; each takes the one that is best on the
-``tune`` scenes with seed 0, and is scored on the ``val`` scenes, which nothing else has seen.
+Rows: look-up, random init, ALSO, PPKT, SLidR, or some of them (``--rows``). Columns: linear probe
+and fine-tuning with 1 %, 10 % and 100 % of the labels. Every row tries the same learning rates and
+takes the one that is best on the ``tune`` scenes with seed 0; it is scored on the ``val`` scenes,
+which nothing else has seen.
 A seed changes the initial weights, every draw, and which frames are labelled.
 
 Finished jobs are kept in ``OUT/jobs``: a run that was stopped goes on where it was.
@@ -53,8 +54,8 @@ SKIPS = {0.01: 100, 0.1: 10, 1.0: 1}
 PROBE_RATES = (5e-3, 2e-2, 8e-2)
 FINETUNE_RATES = (3e-3, 6e-3, 1.2e-2)
 FINETUNE_STEPS = {0.01: (150, 1), 0.1: (160, 2), 1.0: (240, 2)}  # steps, frames of a step
-METHODS = {"PPKT": "ppkt", "SLidR": "slidr"}
-ROWS = (RANDOM_INIT, *METHODS)
+METHODS = {"ALSO": "also", "PPKT": "ppkt", "SLidR": "slidr"}
+TAUGHT_BY_IMAGES = ("PPKT", "SLidR")
 SPLITS = (
     SplitConfig("teacher", scenes=40, frames=2),
     SplitConfig("train", scenes=60, frames=2),
@@ -70,6 +71,7 @@ class Bench:
 
     out: Path
     pretrain_steps: int
+    methods: tuple[str, ...] = tuple(METHODS)
     points_per_frame: int = 4000
 
     @property
@@ -79,6 +81,14 @@ class Bench:
     @property
     def teacher(self) -> Path:
         return self.out / "teacher.safetensors"
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return (RANDOM_INIT, *self.methods)
+
+    @property
+    def has_teacher(self) -> bool:
+        return any(method in TAUGHT_BY_IMAGES for method in self.methods)
 
     def student(self, row: str, seed: int) -> Path:
         return self.out / f"{METHODS[row]}_{seed}"
@@ -92,8 +102,10 @@ class Bench:
 
 
 def prepare(bench: Bench, workers: int) -> None:
-    """World, teacher and superpixels, where they are not there yet."""
+    """World and, for the methods that need them, teacher and superpixels; what is there is kept."""
     dataset = Synthetic.generate(bench.world, WorldConfig(splits=SPLITS), workers)
+    if not bench.has_teacher:
+        return
     if not bench.teacher.is_file():
         torch.set_num_threads(workers)
         train_teacher(dataset, bench.teacher, steps=400)
@@ -109,11 +121,12 @@ def pretrain(bench: Bench, row: str, seed: int) -> None:
         return
     overrides = [
         f"--dataset.root={bench.world}",
-        f"--method.image_encoder.weights={bench.teacher}",
         f"--training.steps={bench.pretrain_steps}",
         f"--training.seed={seed}",
         "--training.workers=0",
     ]
+    if row in TAUGHT_BY_IMAGES:
+        overrides.append(f"--method.image_encoder.weights={bench.teacher}")
     if row == "SLidR":
         overrides.append(f"--method.superpixels.folder={bench.out / 'superpixels'}")
     recipe = load(f"{METHODS[row]}_minkunet_synthetic", overrides)
@@ -265,13 +278,13 @@ def run(bench: Bench, seeds: int, workers: int) -> tuple[Scores, dict[str, float
     pretrained = [
         jobs.submit(f"pretrain {row} {seed}", pretrain, row, seed)
         for seed in range(seeds)
-        for row in METHODS
+        for row in bench.methods
     ]
     for future in pretrained:
         future.result()
     probes = {
         (row, seed): jobs.submit(f"probe {row} {seed}", probe, row, seed)
-        for row in ROWS
+        for row in bench.rows
         for seed in range(seeds)
     }
     lookups = [jobs.submit(f"look-up {seed}", look_up, seed) for seed in range(seeds)]
@@ -282,10 +295,10 @@ def run(bench: Bench, seeds: int, workers: int) -> tuple[Scores, dict[str, float
 
     tuning = {
         (row, fraction): [submit_finetune(row, 0, fraction, rate) for rate in FINETUNE_RATES]
-        for row in ROWS
+        for row in bench.rows
         for fraction in SKIPS
     }
-    for row in ROWS:
+    for row in bench.rows:
         for fraction in SKIPS:
             first: list = probes[row, 0].result()  # type: ignore[assignment]
             rate = best_rate(first, fraction)
@@ -315,12 +328,12 @@ def _at(results: object, fraction: float, rate: float) -> float:
     return float(found["val"])
 
 
-def table(scores: Scores) -> str:
+def table(scores: Scores, rows: Iterable[str]) -> str:
     """Mean +- standard deviation over the seeds, mIoU in %."""
     columns = [(p, f) for p in (Protocol.PROBE, Protocol.FINETUNE) for f in SKIPS]
     head = ["", *(f"{protocol.value} {100 * fraction:g} %" for protocol, fraction in columns)]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for row in (LOOK_UP, *ROWS):
+    for row in (LOOK_UP, *rows):
         cells = []
         for protocol, fraction in columns:
             key = (row, Protocol.LOOKUP if row == LOOK_UP else protocol, fraction)
@@ -335,23 +348,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/label_efficiency"))
+    parser.add_argument("--rows", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pretrain-steps", type=int, default=400)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     arguments = parser.parse_args()
-    bench = Bench(arguments.out, arguments.pretrain_steps)
+    bench = Bench(arguments.out, arguments.pretrain_steps, tuple(arguments.rows))
     command = (
-        f"python benchmarks/label_efficiency.py --out {arguments.out} --seeds {arguments.seeds}"
+        f"python benchmarks/label_efficiency.py --out {arguments.out} --seeds {arguments.seeds} "
+        f"--rows {' '.join(bench.methods)}"
     )
     recorder = Recorder(bench.out, "Label efficiency on the synthetic world", command, 0, "")
     with recorder.stage("prepare", "world, teacher, superpixels"):
         prepare(bench, arguments.workers)
     with recorder.stage("experiments", "pretraining, probes, fine-tuning"):
         scores, rates = run(bench, arguments.seeds, arguments.workers)
-    teacher = score_teacher(Synthetic(bench.world), "val", bench.teacher)
-    recorder.notes.append(
-        f"Image mIoU of the teacher on the val scenes: {100 * teacher.miou:.1f} %."
-    )
+    if bench.has_teacher:
+        teacher = score_teacher(Synthetic(bench.world), "val", bench.teacher)
+        recorder.notes.append(
+            f"Image mIoU of the teacher on the val scenes: {100 * teacher.miou:.1f} %."
+        )
     recorder.notes.append(f"Learning rates chosen on the tune scenes: {rates}")
     recorder.save()
     Results(
@@ -362,8 +378,8 @@ def main() -> None:
             for (row, protocol, fraction), values in scores.items()
         ),
     ).save(bench.out)
-    (bench.out / "table.md").write_text(table(scores) + "\n")
-    print(table(scores), f"\nreport: {build_report(bench.out)}", sep="\n")
+    (bench.out / "table.md").write_text(table(scores, bench.rows) + "\n")
+    print(table(scores, bench.rows), f"\nreport: {build_report(bench.out)}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -186,6 +186,8 @@ def test_options_of_finetuning(command: Command, tiny: Tiny, tmp_path: Path) -> 
 def test_evaluation(command: Command, probed: Path) -> None:
     refuses(command("evaluate", probed, "--split", "nowhere"), "known: teacher, train, val")
     refuses(command("evaluate", probed, "--protocol", "nuscenes"), "nuscenes_devkit")
+    refuses(command("evaluate", probed, "--points", "some"), "all, decimated, nearest")
+    refuses(command("evaluate", probed, "--points", "decimated"), "trained on whole scans")
     refuses(command("evaluate", probed, "--dataset.root", "nowhere"), "nowhere")
 
 

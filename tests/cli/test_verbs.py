@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from commands import Command, Tiny
 from lidarssl import __version__, checkpoints
+from lidarssl.datasets.synthetic import Synthetic
+from lidarssl.frame import Field
 from lidarssl.images.unet import SmallUNet
 from lidarssl.report.schema import LOOK_UP, RANDOM_INIT, Results, RunRecord
 
@@ -56,7 +59,7 @@ def test_recipe_keys_explain_what_can_be_given(command: Command) -> None:
     assert "* --training.optimizer.lr = 0.004" in shown
     assert "* --method.temperature = 0.07" in shown
     assert "of the contrastive loss" in shown
-    assert "--method.class_path may also be Ppkt" in shown
+    assert "--method.class_path may also be Also, Ppkt)" in shown
     assert "--method.backbone.checkpointing = false   (true or false)" in shown
 
 
@@ -201,6 +204,37 @@ def test_finetune_then_evaluate(
     assert "slidr" in done.out
     evaluated = command("evaluate", tmp_path, "--quiet")
     assert evaluated.code == 0, evaluated.err
+
+
+def scored_points(table: str) -> int:
+    rows = table.split("\n\n")[0].splitlines()[1:]
+    return sum(int(row.split()[-1].replace(",", "")) for row in rows)
+
+
+def test_evaluate_thinned_scans_only_on_request(
+    command: Command, tiny: Tiny, tmp_path: Path
+) -> None:
+    """Thinning is for training; what it leaves is scored when that is asked for."""
+    thinned = ["--task.augmentation.voxel_size=1.0", "--task.augmentation.flip=x"]
+    done = command(*tiny.finetune(tmp_path), *thinned)
+    assert done.code == 0, done.err
+    shown = {
+        points: command("evaluate", tmp_path, "--quiet", "--points", points)
+        for points in ("all", "decimated", "nearest")
+    }
+    assert {each.err for each in shown.values()} == {""}
+    assert shown["all"].out == command("evaluate", tmp_path, "--quiet").out
+    dataset = Synthetic(tiny.world)
+    frame = dataset.load(dataset.frames("val")[0], Field.SEMANTIC)
+    assert frame.semantic is not None
+    labels = frame.semantic.numpy()
+    cells = np.floor(frame.points.numpy())
+    first = np.unique(cells, axis=0, return_index=True)[1]
+    counts = {points: scored_points(each.out) for points, each in shown.items()}
+    assert counts["all"] == counts["nearest"] == int((labels > 0).sum())
+    assert counts["decimated"] == int((labels[first] > 0).sum()) < counts["all"]
+    assert "only the points that are left count" in shown["decimated"].out
+    assert "nearest" in shown["nearest"].out
 
 
 def test_report_again_and_side_by_side(

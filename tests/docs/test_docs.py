@@ -22,6 +22,7 @@ from conftest import REPOSITORY
 from lidarssl.cli import build_parser
 from lidarssl.datasets.world.config import WorldConfig
 from lidarssl.errors import ConfigError
+from lidarssl.experiments.downstream import POINTS
 from lidarssl.metrics.segmentation import PROTOCOLS
 from lidarssl.recipes import schema
 from lidarssl.recipes.overrides import override
@@ -115,6 +116,7 @@ def test_commands_name_verbs_options_and_recipes_that_exist(
         schema.files.find(arguments.name)
     if verb == "evaluate":
         assert arguments.protocol in PROTOCOLS
+        assert arguments.points in POINTS
 
 
 def test_a_wrong_command_would_be_noticed(own_recipes: Path) -> None:

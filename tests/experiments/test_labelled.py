@@ -17,6 +17,16 @@ class Refusing(MemoryDataset):
         raise ConfigError(f"no 1/{skip}", field="skip", remedy="use 1..3")
 
 
+class Listed(MemoryDataset):
+    """A protocol that lists frames, half of which are not on disk."""
+
+    def label_fraction(self, split: str, skip: int) -> list[FrameId]:
+        return self.frames(split)[:2] if skip == 1 else []
+
+    def fraction_size(self, split: str, skip: int) -> int:
+        return 4
+
+
 class Unlabelled(MemoryDataset):
     def provides(self, split: str) -> Field:
         return Field.IMAGES
@@ -39,6 +49,13 @@ def test_a_fraction_of_the_labels() -> None:
     assert some.val_batches == 3
     sizes = [batch.points.batch_size for batch in some.batches(some.val)]
     assert sizes == [4, 4, 2]
+
+
+def test_a_share_with_frames_that_are_not_there_says_so() -> None:
+    assert frames(Listed()).notes == ["2 of the 4 frames of this share are on disk."]
+    assert frames(MemoryDataset()).notes == []
+    with pytest.raises(ConfigError, match="none of the 4 that the protocol lists is on disk"):
+        frames(Listed(), skip=100)
 
 
 @pytest.mark.parametrize(

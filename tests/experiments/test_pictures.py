@@ -17,6 +17,7 @@ from lidarssl.experiments.pictures import (
 )
 from lidarssl.frame import Frame, FrameId
 from lidarssl.report.figures import load
+from lidarssl.report.occupancy import FREE, FULL, OccupancySlices, agreement
 from lidarssl.report.schema import Section
 from toys import MemoryDataset
 
@@ -72,6 +73,37 @@ def test_every_picture_is_saved_and_can_be_drawn(tmp_path: Path) -> None:
     assert {record.section for record in book.records} == set(Section)
     for record in book.records:
         assert load(tmp_path / record.file).panels()
+
+
+@pytest.mark.parametrize("forward", [(1.0, 0.0), (0.0, 1.0)])
+def test_occupancy_is_asked_in_the_lidar_frame_and_shown_driving_upwards(
+    forward: tuple[float, float], tmp_path: Path
+) -> None:
+    """A room two metres ahead and three to the left, predicted as it is."""
+    dataset = MemoryDataset()
+    dataset.forward = forward
+    ahead, left = torch.tensor(forward), torch.tensor([-forward[1], forward[0]])
+    spread = torch.rand(4000, 2, generator=torch.Generator().manual_seed(0)) * 4 - 2
+    front, side = spread.split(2000)
+    x = torch.cat([torch.full((2000,), 2.01), side[:, 0]])
+    y = torch.cat([front[:, 0], torch.full((2000,), 3.01)])
+    flat = x[:, None] * ahead + y[:, None] * left
+    frame = frame_of(torch.cat([flat, spread[:, 1:]], 1).tolist())
+
+    def occupancy(places: torch.Tensor) -> torch.Tensor:
+        return ((places[:, :2] @ ahead > 2) | (places[:, :2] @ left > 3)).float()
+
+    book = PictureBook(tmp_path, dataset)
+    book.add_occupancy(frame, occupancy)
+    figure = load(tmp_path / book.records[0].file)
+    assert isinstance(figure, OccupancySlices)
+    for truth, prediction in zip(figure.truth, figure.prediction, strict=True):
+        assert agreement(truth, prediction) == (1.0, 1.0)
+        assert (truth == FREE).sum() > 50
+        assert (truth == FULL).sum() > 30
+        rows, columns = (truth == FULL).nonzero()
+        assert rows.max() == 110
+        assert columns.max() == 115
 
 
 def test_a_frame_without_cameras_shows_the_scan(tmp_path: Path) -> None:

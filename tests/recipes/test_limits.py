@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 
 from lidarssl.errors import ConfigError
+from lidarssl.methods.also import ScanSampling
 from lidarssl.recipes.keys import REQUIRED, Section, arguments
 from lidarssl.recipes.limits import LIMITS, RECIPE_LIMITS, check_limits
 from lidarssl.recipes.schema import PretrainRecipe, ProbeRecipe, SegmentationRecipe
 from lidarssl.tasks.probe import LinearProbe
+from lidarssl.tasks.semantic import PointAugmentation
 from lidarssl.training.fit import Training
 from lidarssl.training.learner import Optimizer
+from lidarssl.transforms.occupancy import SupportSearch
 
 ALL = [(cls, name) for cls, limits in LIMITS.items() for name in limits]
 
@@ -35,7 +38,10 @@ def test_limits_of_recipes_are_those_of_their_arguments() -> None:
         (Training, "batch_size", 0), (Training, "steps", 0), (Training, "epochs", -1),
         (Training, "seed", -1), (Training, "workers", -1), (Training, "log_every", 0),
         (Training, "devices", 0), (Training, "precision", "8"), (Optimizer, "lr", 0.0),
-        (Optimizer, "lr", float("inf")), (Optimizer, "momentum", 1.5), (LinearProbe, "rows", 0),
+        (ScanSampling, "num_queries", 2), (ScanSampling, "voxel_size", 0.0),
+        (PointAugmentation, "voxel_size", -0.1), (PointAugmentation, "max_points", 0),
+        (SupportSearch, "radius", 0.0), (Optimizer, "lr", float("inf")),
+        (Optimizer, "momentum", 1.5), (LinearProbe, "rows", 0),
     ],
 )  # fmt: skip
 def test_senseless_values_are_refused(cls: type, name: str, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,20 @@ from lidarssl.recipes.schema import (
 
 NAMES = list(files.shipped())
 SYNTHETIC = [name for name in NAMES if "synthetic" in name]
-NAME = re.compile(r"(slidr|ppkt|probe|finetune)_minkunet_(synthetic|nuscenes|semantic_kitti|kitti)")
+METHODS = ("slidr", "ppkt", "also")
+NAME = re.compile(
+    rf"({'|'.join(METHODS)}|probe|finetune)_(minkunet|spvcnn|second)_"
+    r"(synthetic|nuscenes|semantic_kitti|semantic_poss|kitti_object|kitti_360|kitti|once)(_|$)"
+)
+# Parameters of the published networks, with their classifier.
+PARAMETERS = {
+    "finetune_minkunet_nuscenes_also": 37_844_625,
+    "finetune_minkunet_semantic_kitti_also": 21_723_412,
+    "finetune_minkunet_semantic_poss_also": 21_723_412 - 6 * 97,
+    "finetune_spvcnn_nuscenes_also": 21_775_217,
+    "finetune_spvcnn_semantic_kitti_also": 21_778_100,
+    "finetune_spvcnn_semantic_poss_also": 21_778_100 - 6 * 97,
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +56,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 def overrides(tiny: Tiny, name: str) -> list[str]:
-    pretraining = files.read(files.find(name))["kind"] == "pretrain"
-    encoder = [f"--method.image_encoder.weights={tiny.teacher}"] if pretraining else []
+    method = files.read(files.find(name)).get("method", {})
+    distills = "image_encoder" in method.get("init_args", {})
+    encoder = [f"--method.image_encoder.weights={tiny.teacher}"] if distills else []
     return [f"--dataset.root={tiny.world}", *encoder]
 
 
@@ -66,13 +81,25 @@ def test_it_says_what_it_is_and_how_to_run_it(name: str) -> None:
         assert about["target"]
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if "also" in name.split("_")])
+def test_options_that_repeat_published_code_exist(name: str) -> None:
+    published = re.findall(r"^# The published .*", catalogue.text(name), re.MULTILINE)
+    for line in published:
+        _, dashes, options = line.partition("--")
+        if "lidarssl evaluate" not in line:
+            words = shlex.split(dashes + options)
+            assert words
+            assert parse(name, words).resolved != parse(name).resolved
+    assert published or name.endswith(("synthetic", "sample"))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_method_backbone_and_dataset_are_those_of_its_name(name: str) -> None:
     resolved = parse(name).resolved.lower().replace("_", "")
     for part in (name.split("_")[1], "synthetic" if "synthetic" in name else "root"):
         assert part in resolved
     method = name.split("_")[0]
-    if method in ("slidr", "ppkt"):
+    if method in METHODS:
         assert f"classpath: lidarssl.methods.{method}.{method}" in resolved
 
 
@@ -91,13 +118,35 @@ def test_it_builds_and_reloads_to_the_same_objects(tiny: Tiny, name: str, tmp_pa
     for settings in ("training", "probe"):
         assert getattr(first.recipe, settings, 0) == getattr(second.recipe, settings, 0)
     if isinstance(first.recipe, PretrainRecipe):
-        assert vars(first.recipe.method.augmentation) == vars(second.recipe.method.augmentation)
+        one, other = (vars(loaded.recipe.method) for loaded in (first, second))
+        for settings in ("augmentation", "sampling", "search"):
+            assert one.get(settings) == other.get(settings)
 
 
 def modules(recipe: PretrainRecipe | ProbeRecipe | SegmentationRecipe) -> list[torch.nn.Module]:
     if isinstance(recipe, PretrainRecipe):
         return [recipe.method]
     return [recipe.backbone if isinstance(recipe, ProbeRecipe) else recipe.task]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_networks_have_their_published_size(name: str) -> None:
+    task = yaml.safe_load(parse(name).resolved)["task"]["init_args"]
+    with torch.device("meta"):
+        backbone = build_backbone(task["backbone"], 0)
+    size = sum(parameter.numel() for parameter in backbone.parameters())
+    assert size + (backbone.out_channels + 1) * task["num_classes"] == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("backbone", ["minkunet", "spvcnn"])
+@pytest.mark.parametrize("dataset", ["nuscenes", "semantic_kitti"])
+def test_what_also_pretrains_can_be_finetuned(backbone: str, dataset: str) -> None:
+    names = (f"also_{backbone}_{dataset}", f"finetune_{backbone}_{dataset}_also")
+    pretraining, finetuning = (
+        yaml.safe_load(parse(name).resolved)[part]["init_args"]["backbone"]
+        for name, part in zip(names, ("method", "task"), strict=True)
+    )
+    assert pretraining == finetuning
 
 
 def test_null_survives_the_run_folder(tiny: Tiny, tmp_path: Path) -> None:

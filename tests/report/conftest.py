@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lidarssl.report import figures
+from lidarssl.report.occupancy import FREE, FULL, UNKNOWN, OccupancySlices
 from lidarssl.report.schema import (
     LOOK_UP,
     RANDOM_INIT,
@@ -137,6 +138,16 @@ def run_record() -> RunRecord:
     )
 
 
+def occupancy(points: np.ndarray, rng: np.random.Generator) -> OccupancySlices:
+    """Houses and trees as walls of full cells, predicted with mistakes near the street."""
+    side = np.abs(np.linspace(-19.9, 19.9, 200))
+    truth = np.select([side < 14.5, side < 15.5], [FREE, FULL], UNKNOWN)[None].repeat(200, 0)
+    prediction = np.clip((truth == FULL) + 0.3 * rng.standard_normal((200, 200)), 0, 1)
+    prediction[:, side < 8] = np.nan
+    above = points + np.array([0, 0, 1.8])
+    return OccupancySlices(np.array([1.0]), 0.2, 20.0, truth[None], prediction[None], above)
+
+
 def write_figures(run: Path, rng: np.random.Generator) -> tuple[PictureRecord, ...]:
     points, truth = street(9000, rng)
     wrong = rng.random(len(truth)) < 0.12 + 0.2 * (np.abs(points[:, 0]) > 20)
@@ -170,6 +181,7 @@ def write_figures(run: Path, rng: np.random.Generator) -> tuple[PictureRecord, .
             Section.PREDICTIONS,
             "Probe of SLidR features, 50 % of the labels",
         ),
+        (occupancy(points, rng), Section.PREDICTIONS, "Space around the street"),
     )
     records = []
     for index, (figure, section, title) in enumerate(made):

@@ -113,6 +113,25 @@ def test_classes_have_their_colors_and_ignored_points_are_dark() -> None:
     assert image[100, 150].max() < 0.3
 
 
+@pytest.mark.parametrize(("x", "y"), [(7, 1), (0, 0), (3, 9)])
+def test_cells_have_forward_up_and_left_to_the_left(x: int, y: int) -> None:
+    """Cell (x, y) of ten by ten, from the rear right corner."""
+    colors = np.full((10, 10, 3), np.nan)
+    colors[x, y] = RED
+    image = pixels(pictures.bev_cells(torch.from_numpy(colors), 5.0, np.zeros((0, 3)), 400))
+    assert image.shape == (400, 400, 3)
+    expected = (40 * (10 - x) - 20, 40 * (10 - y) - 20)
+    assert np.abs(where(image, RED, 0.02) + 0.5 - expected).max() < 2
+    assert image[2, 200].max() < 0.2
+
+
+def test_points_over_cells_lie_where_their_cell_is() -> None:
+    colors = np.zeros((10, 10, 3))
+    image = pixels(pictures.bev_cells(colors, 5.0, [[2.5, -3.5, 0.0]] * 30, 400))
+    white = np.argwhere(image[:180].min(-1) > 0.5)
+    assert np.abs(white.mean(0) + 0.5 - (100, 340)).max() < 1.5
+
+
 def test_similarity_is_red_where_alike_blue_where_not() -> None:
     points = [[5.0, 5, 0], [5.0, -5, 0], [-5.0, 5, 0]]
     features = torch.tensor([[2.0, 0], [9.0, 0.1], [0, 1.0]])
@@ -165,6 +184,7 @@ def test_scans_without_a_usable_point_still_draw(points: np.ndarray) -> None:
         (lambda: pictures.superpixel_overlay(GREY, np.zeros((3, 3), int)), "superpixels"),
         (lambda: pictures.camera_labels(GREY, np.full((20, 40), 9), COLORS), "colors"),
         (lambda: pictures.bev_error(np.zeros((2, 3)), [1, 2], [1]), "truth"),
+        (lambda: pictures.bev_cells(np.zeros((4, 4)), 5.0, np.zeros((0, 3))), "colors"),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(draw: Callable[[], bytes], field: str) -> None:

@@ -109,10 +109,12 @@ def test_columns_of_several_tables_merge_once_each() -> None:
 
 
 def test_small_text() -> None:
-    assert [percent(f).replace("\N{NO-BREAK SPACE}", " ") for f in (0.001, 0.01, 0.25, 1)] == [
+    shares = (0.001, 0.01, 0.25, 0.997, 1)
+    assert [percent(share).replace("\N{NO-BREAK SPACE}", " ") for share in shares] == [
         "0.1 %",
         "1 %",
         "25 %",
+        "100 %",
         "100 %",
     ]
     assert [signed(v) for v in (1.26, -1.26, 0.01, -0.01)] == ["+1.3", "−1.3", "±0.0", "±0.0"]

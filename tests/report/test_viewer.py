@@ -10,7 +10,7 @@ import torch
 
 from lidarssl.errors import ConfigError
 from lidarssl.frame import Camera, Frame, FrameId
-from lidarssl.report.viewer import Scene, class_colors, feature_colors, view
+from lidarssl.report.viewer import Cells, Scene, class_colors, feature_colors, view
 
 
 def scene() -> Scene:
@@ -24,7 +24,9 @@ def scene() -> Scene:
     )
     frame = Frame(FrameId("d", "s", "t"), torch.rand(5, 3), torch.rand(5), cameras=cameras)
     labels = torch.tensor([0, 1, 1, 0, 1])
-    return Scene(frame, {"truth": class_colors(labels, [(0, 0, 0), (9, 8, 7)])})
+    cells = Cells(torch.ones(2, 3), (0.2, 0.2, 0.4), torch.tensor([[1, 2, 3], [4, 5, 6]]))
+    colors = {"truth": class_colors(labels, [(0, 0, 0), (9, 8, 7)])}
+    return Scene(frame, colors, {"occupancy/predicted": cells})
 
 
 def test_without_rerun_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +35,9 @@ def test_without_rerun_the_message_says_how_to_get_it(monkeypatch: pytest.Monkey
         view([scene()])
 
 
-def test_points_and_cameras_are_logged_in_the_lidar_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_cells_and_cameras_are_logged_in_the_lidar_frame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     logged: list[tuple[str, Any]] = []
 
     def archetype(name: str) -> Any:
@@ -44,7 +48,10 @@ def test_points_and_cameras_are_logged_in_the_lidar_frame(monkeypatch: pytest.Mo
         set_time=lambda timeline, sequence: None,
         log=lambda entity, value, static=False: logged.append((entity, value)),
         ViewCoordinates=SimpleNamespace(RIGHT_HAND_Z_UP=SimpleNamespace(name="up")),
-        **{name: archetype(name) for name in ("Points3D", "Transform3D", "Pinhole", "Image")},
+        **{
+            name: archetype(name)
+            for name in ("Points3D", "Boxes3D", "Transform3D", "Pinhole", "Image")
+        },
     )
     monkeypatch.setitem(sys.modules, "rerun", fake)
     shown = scene()
@@ -52,14 +59,18 @@ def test_points_and_cameras_are_logged_in_the_lidar_frame(monkeypatch: pytest.Mo
     assert [(entity, value.name) for entity, value in logged] == [
         ("lidar", "up"),
         ("lidar/truth", "Points3D"),
+        ("lidar/occupancy/predicted", "Boxes3D"),
         ("lidar/front", "Transform3D"),
         ("lidar/front", "Pinhole"),
         ("lidar/front", "Image"),
     ]
     assert np.array_equal(logged[1][1].colors[1], [9, 8, 7])
-    assert np.allclose(logged[2][1].translation, [-1, -2, -3])
-    assert (logged[3][1].width, logged[3][1].height) == (16, 8)
-    assert logged[4][1].args[0].shape == (8, 16, 3)
+    assert np.allclose(logged[2][1].centers, np.ones((2, 3)))
+    assert np.allclose(logged[2][1].half_sizes, [[0.1, 0.1, 0.2]] * 2)
+    assert np.array_equal(logged[2][1].colors[1], [4, 5, 6])
+    assert np.allclose(logged[3][1].translation, [-1, -2, -3])
+    assert (logged[4][1].width, logged[4][1].height) == (16, 8)
+    assert logged[5][1].args[0].shape == (8, 16, 3)
 
 
 def test_feature_colors_are_bytes_per_point() -> None:

@@ -110,6 +110,16 @@ def test_cosine_per_epoch_is_stepped_once_per_epoch() -> None:
     assert rates[49] == pytest.approx(0.09549150281252627)
 
 
+def test_cosine_per_epoch_of_thirty_epochs() -> None:
+    """The rates of ALSO's fine-tuning, whose rate is constant within an epoch."""
+    factor = Schedule("cosine_epoch").factor(steps=30 * 7, steps_per_epoch=7)
+    rates = [1e-3 * factor(step) for step in range(30 * 7)]
+    assert [rates[7 * epoch] for epoch in (0, 1, 15, 29)] == pytest.approx(
+        [1e-3, 9.9726e-4, 5e-4, 2.739e-6], rel=1e-4
+    )
+    assert all(len(set(rates[7 * epoch : 7 * epoch + 7])) == 1 for epoch in range(30))
+
+
 def test_head_has_its_own_rate() -> None:
     groups = build_optimizer(ToyModule(), Optimizer(lr=0.1, head_lr=2.0)).param_groups
     assert [(group["lr"], len(group["params"])) for group in groups] == [(0.1, 4), (2.0, 2)]
@@ -194,3 +204,4 @@ def test_two_processes_under_torchrun_equal_one(tmp_path: Path) -> None:
 def test_settings_of_the_tests_are_those_of_a_short_run() -> None:
     assert SETTINGS.total_steps(12) == 24
     assert settings(steps=None, epochs=3).total_steps(13) == 9
+    assert settings(steps=None, epochs=3, drop_last=False).total_steps(13) == 12

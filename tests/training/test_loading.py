@@ -117,6 +117,28 @@ def test_every_frame_is_seen_once_per_epoch_and_epochs_differ() -> None:
     assert [s for _, s in first] != [s for _, s in second]
 
 
+def test_the_last_batch_of_an_epoch_may_be_smaller() -> None:
+    batches = EpochBatches(10, 4, 6, 3, drop_last=False)
+    assert batches.per_epoch == 3
+    keys = list(batches)
+    assert [len(batch) for batch in keys] == [4, 4, 2, 4, 4, 2]
+    for epoch in (0, 1):
+        seen = [key for batch in keys[3 * epoch : 3 * epoch + 3] for key in batch]
+        assert sorted(seen) == [(epoch, sample) for sample in range(10)]
+    parts = [list(EpochBatches(10, 4, 6, 3, rank, 2, drop_last=False)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == keys
+    assert [len(batch) for batch in EpochBatches(3, 4, 2, 0, drop_last=False)] == [3, 3]
+
+
+def test_a_smaller_batch_must_divide_over_processes_too() -> None:
+    EpochBatches(9, 4, 6, 0, world=2)
+    with pytest.raises(ConfigError, match="of 1 frames, cannot be split over 2") as caught:
+        EpochBatches(9, 4, 6, 0, world=2, drop_last=False)
+    assert caught.value.field == "training.drop_last"
+    with pytest.raises(ConfigError, match="do not fill"):
+        EpochBatches(0, 4, 6, 0, drop_last=False)
+
+
 def test_batch_must_divide_over_processes_and_fit_the_data() -> None:
     with pytest.raises(ConfigError, match="multiple of 2"):
         EpochBatches(10, 3, 6, 0, world=2)

@@ -213,6 +213,7 @@ def test_checkpoint_of_another_optimiser(tmp_path: Path, finished: bytes, change
         ("seed", settings(seed=1), MemoryDataset()),
         ("batch_size", settings(batch_size=2), MemoryDataset()),
         ("frames", SETTINGS, MemoryDataset(frames=13)),
+        ("drop_last", settings(drop_last=False), MemoryDataset()),
     ],
 )
 def test_checkpoint_of_other_batches(

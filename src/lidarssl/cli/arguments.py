@@ -17,6 +17,7 @@ start here:
   lidarssl data check semantic_kitti --root DIR  is your copy of a dataset whole?
   lidarssl pretrain RECIPE --dataset.root DIR    pretrain a backbone
   lidarssl probe RECIPE --checkpoint RUN         what are its features worth?
+  lidarssl convert FILE                          whose weights are these? and to another library
   lidarssl doctor                                what is installed, what is missing
 
 `lidarssl VERB --help` explains a verb with examples.
@@ -26,6 +27,15 @@ RECIPE_KEYS = (
     "Every key of the recipe can be given too, e.g. --dataset.root DIR --training.steps 100;\n"
     "`lidarssl recipes NAME --keys` lists them."
 )
+CONVERT_NOTE = """\
+Reads files of lidarssl, SLidR, PPKT, OLIVINE, ALSO, NCLR, BEVContrast, SegContrast, mmdetection3d
+and OpenPCDet; nothing in a file is ever run. Formats:
+  lidarssl     safetensors with a card, for `lidarssl probe` and `finetune`
+  torchsparse  for the downstream code of ALSO, NCLR and BEVContrast
+  minkowski    for the downstream code of SLidR and OLIVINE
+  segcontrast  for SegContrast's network on MinkowskiEngine
+  openpcdet    for SECOND and PV-RCNN of OpenPCDet, checked key by key
+Other options are arguments of the backbone, for --to lidarssl, e.g. --voxel_size 0.1."""
 
 
 def build_parser() -> Parser:
@@ -47,6 +57,8 @@ def build_parser() -> Parser:
     _add_finetune(top)
     _add_evaluate(top)
     _add_report(top)
+    _add_convert(top)
+    _add_hub(top)
     top.add(
         "doctor", "what is installed, what is missing, what to type", verbs.doctor,
         "lidarssl doctor",
@@ -231,7 +243,9 @@ def _add_finetune(top: _Verbs) -> None:
     parser = _open_recipe(
         top, "finetune", "train all weights on a fraction of the labels", verbs.finetune,
         "lidarssl finetune finetune_minkunet_nuscenes_1 --dataset.root data/nuscenes "
-        "--checkpoint runs/slidr",
+        "--checkpoint runs/slidr\n"
+        "lidarssl finetune finetune_minkunet_nuscenes_also --dataset.root data/nuscenes "
+        "--checkpoint runs/also --label_skip 100",
     )  # fmt: skip
     _add_checkpoint(parser)
 
@@ -249,6 +263,11 @@ def _add_evaluate(top: _Verbs) -> None:
         help="mIoU variant: nan (default), slidr, also, also_stats, scalr, "
         "semantic_kitti_api, nuscenes_devkit",
     )
+    parser.add_argument(
+        "--points", default="all",
+        help="all (default) points of a scan count; decimated: only those that are left when it "
+        "is thinned as in training; nearest: all, each with the class of the nearest of these",
+    )  # fmt: skip
     _add_quiet(parser)
 
 
@@ -265,6 +284,62 @@ def _add_report(top: _Verbs) -> None:
     )
 
 
+def _add_convert(top: _Verbs) -> None:
+    parser = top.open(
+        "convert", "weights of any library: what they are, and as files of another", verbs.convert,
+        "lidarssl convert weights.ckpt                      what is in it?\n"
+        "lidarssl convert weights.ckpt --to lidarssl --output weights.safetensors --like RECIPE\n"
+        "lidarssl convert weights.ckpt --to lidarssl --output weights.safetensors "
+        "--rule also --voxel_size 0.1 --inputs.columns [intensity]\n"
+        "lidarssl convert runs/also --to torchsparse --output also_minkunet.ckpt\n"
+        "lidarssl convert runs/second --to openpcdet --output second.pth",
+        CONVERT_NOTE,
+    )  # fmt: skip
+    parser.add_argument("source", type=Path, help="weights file of any origin, or run folder")
+    parser.add_argument(
+        "--to", choices=("lidarssl", "torchsparse", "minkowski", "segcontrast", "openpcdet"),
+        help="format of the output; without it the file is only described",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, help="file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output")
+    parser.add_argument("--like", metavar="RECIPE", help="the weights are for its backbone")
+    parser.add_argument("--prefix", help="of the network's names, when the file has several")
+    layouts = ("KRSC", "RSKC", "RSCK")
+    parser.add_argument(
+        "--spconv-layout", choices=layouts, help="of the source, when it does not tell"
+    )
+    parser.add_argument(
+        "--output-layout", choices=layouts, default="KRSC",
+        help="of openpcdet files: RSCK for spconv 1.x (default: KRSC, for 2.x)",
+    )  # fmt: skip
+    parser.add_argument("--licence", help="for the card: licence of the weights")
+    parser.add_argument(
+        "--data", action="append", help="for the card: data they saw, e.g. nuscenes/train; repeat"
+    )
+
+
+def _add_hub(top: _Verbs) -> None:
+    push = top.add(
+        "push", "upload weights with their card to the Hugging Face Hub", verbs.push,
+        "lidarssl push runs/also OWNER/also-minkunet-kitti --licence cc-by-nc-sa-4.0",
+        "Needs `pip install 'lidarssl[hub]'` and `hf auth login`.",
+    )  # fmt: skip
+    push.add_argument("source", type=Path, help="run folder, or weights of lidarssl")
+    push.add_argument("repository", help="owner/name; made when it does not exist")
+    push.add_argument("--licence", help="of the weights, for card and page")
+    push.add_argument("--private", action="store_true", help="a new repository only you can see")
+    pull = top.add(
+        "pull", "download weights with their card from the Hugging Face Hub", verbs.pull,
+        "lidarssl pull OWNER/also-minkunet-kitti --output weights\n"
+        "lidarssl probe RECIPE --checkpoint weights",
+        "Needs `pip install 'lidarssl[hub]'`.",
+    )  # fmt: skip
+    pull.add_argument("repository", help="owner/name")
+    pull.add_argument("--output", type=Path, required=True, help="folder of the weights")
+    pull.add_argument("--revision", help="branch, tag or commit (default: the newest)")
+    pull.add_argument("--overwrite", action="store_true", help="replace weights that are there")
+
+
 def _open_dataset(
     group: _Verbs, name: str, summary: str, run: Callable[..., int | None], examples: str,
     split: str = "train",
@@ -274,7 +349,7 @@ def _open_dataset(
         "Other options go to the dataset; its name and --help list them.",
         verbs.describe_dataset, "dataset",
     )  # fmt: skip
-    parser.add_argument("dataset", help="semantic_kitti, nuscenes, folder or synthetic")
+    parser.add_argument("dataset", help="e.g. semantic_kitti, nuscenes, kitti_object, folder")
     parser.add_argument("--split", default=split, help=f"of the dataset (default: {split})")
     return parser
 

@@ -175,8 +175,12 @@ def _say_when_crowded(workers: int, accelerator: str) -> None:
 def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.experiments.downstream import evaluate_run
 
-    progress = not arguments.quiet
-    print(evaluate_run(arguments.run, arguments.split, arguments.protocol, rest, progress))
+    print(
+        evaluate_run(
+            arguments.run, arguments.split, arguments.protocol, rest,
+            not arguments.quiet, arguments.points,
+        )
+    )  # fmt: skip
 
 
 def report(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -200,6 +204,50 @@ def report(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.report.build import build_report
 
     print(build_report(arguments.run))
+
+
+def convert(arguments: argparse.Namespace, rest: list[str]) -> None:
+    if (arguments.to is None) != (arguments.output is None):
+        raise ConfigError(
+            "--to and --output belong together",
+            field="--output" if arguments.output is None else "--to",
+            remedy="give both to write a file, or none to see what is in SOURCE",
+        )
+    if arguments.to is None and rest:
+        raise ConfigError(
+            f"{rest[0].partition('=')[0]} describes a file to write",
+            field="--to",
+            remedy="add --to and --output, or leave it out to see what is in SOURCE",
+        )
+    from lidarssl.checkpoints.convert import Format
+    from lidarssl.checkpoints.spconv_layouts import SpconvLayout
+    from lidarssl.experiments import converting
+
+    asked = arguments.spconv_layout
+    network = converting.read(
+        arguments.source, arguments.prefix, SpconvLayout(asked) if asked else None
+    )
+    print(converting.description(network))
+    if arguments.to is None:
+        return
+    wanted = converting.Wanted(
+        Format(arguments.to), arguments.output, arguments.like, rest,
+        SpconvLayout(arguments.output_layout), arguments.overwrite, arguments.licence,
+        arguments.data,
+    )  # fmt: skip
+    print(converting.convert(network, wanted))
+
+
+def push(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from lidarssl.experiments.sharing import push as run
+
+    print(run(arguments.source, arguments.repository, arguments.licence, arguments.private))
+
+
+def pull(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from lidarssl.experiments.sharing import pull as run
+
+    print(run(arguments.repository, arguments.output, arguments.revision, arguments.overwrite))
 
 
 def doctor(arguments: argparse.Namespace, rest: list[str]) -> int:

@@ -40,12 +40,14 @@ EXTRAS = {
     "images": {"transformers": "transformers", "scikit-image": "skimage"},
     "synthetic": {"trimesh": "trimesh", "embreex": "embreex"},
     "viewer": {"rerun-sdk": "rerun"},
+    "hub": {"huggingface_hub": "huggingface_hub"},
     "export": {"onnx": "onnx", "onnxruntime": "onnxruntime"},
 }
 PURPOSES = {
     "images": "superpixels, published image encoders",
     "synthetic": "the demo, `data synthesize`",
     "viewer": "the live 3D viewer",
+    "hub": "`lidarssl push` and `pull`",
     "export": "ONNX",
 }
 

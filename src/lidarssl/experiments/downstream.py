@@ -47,9 +47,16 @@ from lidarssl.tasks.semantic import (
 )
 from lidarssl.training.fit import choose_device, fit
 from lidarssl.training.loading import check_needs
+from lidarssl.transforms.base import Transform
 
 TASK_FILE = "task.safetensors"
 
+POINTS = {
+    "all": "Every point of every scan counts.",
+    "decimated": "Scans are thinned as in training; only the points that are left count.",
+    "nearest": "Scans are thinned as in training; every point counts, with the class of the "
+    "nearest one that is left.",
+}
 DESCRIPTIONS = {
     Protocol.PROBE: "The backbone is frozen; a linear classifier of its features is fitted.",
     Protocol.FINETUNE: "All weights are trained on the labelled frames.",
@@ -98,6 +105,7 @@ def run_downstream(
         recipe.dataset, recipe.train_split, recipe.val_split, recipe.label_skip,
         settings.workers, recipe.eval_batch_size,
     )  # fmt: skip
+    recorder.notes.extend(frames.notes)
     device = choose_device(settings.accelerator)
     if cached:
         probes = ProbeRun(loaded, frames, device, recorder, seeds, progress)
@@ -235,22 +243,32 @@ def evaluate_run(
     protocol: str = "nan",
     overrides: Sequence[str] = (),
     progress: bool = True,
+    points: str = "all",
 ) -> str:
     """Score a finished run again: another split, another mIoU variant.
+
+    Args:
+        run: its folder.
+        split: default: the recipe's ``val_split``.
+        protocol: see ``iou_report``.
+        overrides: command line words for the recipe.
+        progress: show a bar.
+        points: key of ``POINTS``.
 
     Returns:
         A per-class table and the means, as text.
 
     Raises:
-        ConfigError: unknown split or protocol.
+        ConfigError: unknown split, protocol or points, or a task that does not thin its scans.
         DataError: the folder holds no finished run.
     """
-    if protocol not in PROTOCOLS:
-        raise ConfigError(
-            f"unknown protocol '{protocol}'",
-            field="--protocol",
-            remedy=f"choose one of {', '.join(PROTOCOLS)}",
-        )
+    for option, value, known in (("protocol", protocol, PROTOCOLS), ("points", points, POINTS)):
+        if value not in known:
+            raise ConfigError(
+                f"unknown {option} '{value}'",
+                field=f"--{option}",
+                remedy=f"choose one of {', '.join(known)}",
+            )
     loaded = load(str(_recipe_of(run)), overrides)
     recipe: Any = loaded.recipe
     cached = isinstance(recipe, ProbeRecipe)
@@ -266,9 +284,23 @@ def evaluate_run(
     settings = recipe if cached else recipe.training
     frames = Labelled(recipe.dataset, [], 1.0, ids, settings.workers, recipe.eval_batch_size)
     device = choose_device(settings.accelerator)
-    val = frames.batches(ids, task.backbone)
-    matrix = evaluate(task, val, device, frames.val_batches, progress)
-    return score_table(matrix, recipe.dataset, protocol)
+    thinning = [] if points == "all" else _thinning(task, points)
+    val = frames.batches(ids, task.backbone, thinning)
+    scored = frames.batches(ids) if points == "nearest" else None
+    matrix = evaluate(task, val, device, frames.val_batches, progress, scored)
+    table = score_table(matrix, recipe.dataset, protocol)
+    return table if points == "all" else f"{table}\n\n{POINTS[points]}"
+
+
+def _thinning(task: SemanticSegmentation, points: str) -> list[Transform]:
+    steps = task.augmentation.thinning()
+    if not steps:
+        raise ConfigError(
+            f"the task was trained on whole scans: there are no '{points}' points",
+            field="--points",
+            remedy="use --points all, or set --task.augmentation.voxel_size",
+        )
+    return steps
 
 
 def _recipe_of(run: Path) -> Path:

@@ -16,6 +16,7 @@ from lidarssl.frame import Batch, Field, FrameId
 from lidarssl.metrics.lookup import LookupBins, count_cells, predict, table_from_counts
 from lidarssl.metrics.segmentation import confusion
 from lidarssl.training.loading import FrameSource, check_needs, evaluation_batches
+from lidarssl.transforms.base import Transform
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Labelled:
         train: ids of the chosen fraction.
         fraction: share of the split's frames that they are.
         val: ids to evaluate on.
+        listed: frames that the protocol's list for this share names, on disk or not; None = there
+            is no such list.
     """
 
     dataset: Dataset
@@ -34,12 +37,25 @@ class Labelled:
     val: list[FrameId]
     workers: int
     batch_size: int
+    listed: int | None = None
 
-    def batches(self, ids: Sequence[FrameId], backbone: Backbone | None = None) -> Iterator[Batch]:
+    def batches(
+        self,
+        ids: Sequence[FrameId],
+        backbone: Backbone | None = None,
+        transforms: Sequence[Transform] = (),
+    ) -> Iterator[Batch]:
         """Frames with labels and without images, in order."""
-        source = FrameSource(self.dataset, ids, Field.SEMANTIC, [], seed=0)
+        source = FrameSource(self.dataset, ids, Field.SEMANTIC, transforms, seed=0)
         prepare = None if backbone is None else backbone.prepare
         return evaluation_batches(source, self.batch_size, self.workers, prepare)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know of the share; nothing when it is whole."""
+        if self.listed is None or len(self.train) == self.listed:
+            return []
+        return [f"{len(self.train)} of the {self.listed} frames of this share are on disk."]
 
     @property
     def val_batches(self) -> int:
@@ -68,7 +84,8 @@ def labelled_frames(
             field="val_split",
             remedy="choose another split",
         )
-    return Labelled(dataset, train, len(train) / len(pool), val, workers, batch_size)
+    listed = dataset.fraction_size(train_split, skip)
+    return Labelled(dataset, train, len(train) / len(pool), val, workers, batch_size, listed)
 
 
 def _fraction(dataset: Dataset, split: str, skip: int) -> list[FrameId]:
@@ -81,8 +98,10 @@ def _fraction(dataset: Dataset, split: str, skip: int) -> list[FrameId]:
     except ConfigError as error:
         raise ConfigError(error.problem, field="label_skip", remedy=error.remedy) from error
     if not train:
+        listed = dataset.fraction_size(split, skip)
+        gone = f": none of the {listed} that the protocol lists is on disk" if listed else ""
         raise ConfigError(
-            f"1/{skip} of the labels of split '{split}' of '{dataset.name}' is no frame",
+            f"1/{skip} of the labels of split '{split}' of '{dataset.name}' is no frame{gone}",
             field="label_skip",
             remedy="lower label_skip or choose another split",
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lidarssl.backbones.base import Backbone
 from lidarssl.datasets.base import ClassTable, Dataset
+from lidarssl.experiments.occupancy import OccupancyAt, occupancy_slices
 from lidarssl.frame import Field, Frame, FrameId, collate
 from lidarssl.report.figures import (
     BevPrediction,
@@ -29,9 +30,13 @@ from lidarssl.transforms.paired import MatchPixels
 QUERY_CLASSES = ("car", "vehicle", "truck")
 
 
-def picture_frame(dataset: Dataset, frame: FrameId, split: str) -> Frame:
-    """A frame with whatever pictures can use, and its matches when it has cameras."""
-    wanted = Field.IMAGES | Field.SEMANTIC | Field.IMAGE_LABELS
+def picture_frame(dataset: Dataset, frame: FrameId, split: str, labels: bool = True) -> Frame:
+    """A frame with whatever pictures can use, and its matches when it has cameras.
+
+    Args:
+        labels: of points and pixels, where the dataset has them; without, no label is read.
+    """
+    wanted = Field.IMAGES | (Field.SEMANTIC | Field.IMAGE_LABELS if labels else Field.NONE)
     loaded = dataset.load(frame, wanted & dataset.provides(split))
     if any(camera.image is not None for camera in loaded.cameras):
         loaded = MatchPixels(allow_none=True)(loaded, np.random.default_rng(0))
@@ -50,11 +55,15 @@ class PictureBook:
         self.run, self.classes, self.forward = run, dataset.classes, dataset.forward
         self.records: list[PictureRecord] = []
 
+    @property
+    def turn(self) -> Tensor:
+        """(3, 3) from the lidar frame to one whose x is the direction of travel."""
+        x, y = self.forward
+        return torch.tensor([[x, y, 0.0], [-y, x, 0.0], [0.0, 0.0, 1.0]])
+
     def points_of(self, frame: Frame) -> Array:
         """The points turned so that the vehicle drives along +x, (N, 3)."""
-        x, y = self.forward
-        turn = torch.tensor([[x, y, 0.0], [-y, x, 0.0], [0.0, 0.0, 1.0]])
-        return (frame.points @ turn.T).numpy()
+        return (frame.points @ self.turn.T).numpy()
 
     def add(
         self, name: str, figure: FigureData, title: str, caption: str, section: Section
@@ -99,6 +108,25 @@ class PictureBook:
             "Superpixels",
             "SLidR pools features inside each outline: it should not mix a car with the road.",
             Section.INPUT,
+        )
+
+    def add_occupancy(self, frame: Frame, occupancy: OccupancyAt) -> None:
+        """Slices of predicted space beside what the rays of the frame saw.
+
+        Args:
+            occupancy: in the lidar frame.
+        """
+        turn = self.turn
+        slices = occupancy_slices(frame.points @ turn.T, lambda places: occupancy(places @ turn))
+        self.add(
+            "occupancy",
+            slices,
+            "Occupancy: what it predicts around a scan",
+            f"Scan {frame.id} in slices {slices.thickness:g} m thick. Truth: a cell that a ray "
+            "passes is free; a cell with a return counts as full, although the ray proves it only "
+            "of the few centimetres behind the return; nobody saw the rest. Prediction: mean "
+            "probability of the points near the centre of the cell, full above one half.",
+            Section.PREDICTIONS,
         )
 
     def add_image_labels(self, frame: Frame, predicted: Tensor) -> None:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lidarssl import checkpoints
 from lidarssl.distributed import rank
+from lidarssl.experiments.method_pictures import add_method_pictures
 from lidarssl.experiments.pictures import PictureBook, picture_frame, point_features
 from lidarssl.experiments.record import STUDENT_FILE, Recorder, architecture, skipped_note
 from lidarssl.frame import Batch, FrameId
 from lidarssl.methods.base import Method
-from lidarssl.methods.slidr import Slidr
 from lidarssl.recipes.schema import LoadedRecipe, PretrainRecipe
 from lidarssl.report.build import build_report
 from lidarssl.report.schema import Results
@@ -31,7 +31,6 @@ from lidarssl.training.loading import (
     good_batch,
     training_loader,
 )
-from lidarssl.transforms.superpixels import slic
 
 
 def pretrain_recipe(
@@ -106,19 +105,23 @@ def train_student(
 def add_pretraining_pictures(
     recipe: PretrainRecipe, book: PictureBook, features: bool = True
 ) -> None:
-    """Input with matches, superpixels, and features of the student on a held-out frame."""
+    """Input with matches, what is particular to the method, and features of the student.
+
+    On a held-out frame. Like pretraining itself it reads no label.
+    """
     method, dataset = recipe.method, recipe.dataset
-    held_out = recipe.val_split if dataset.frames(recipe.val_split) else recipe.train_split
-    first = dataset.frames(held_out)[0]
-    frame = picture_frame(dataset, first, held_out)
+    split = picture_split(recipe)
+    frame = picture_frame(dataset, dataset.frames(split)[0], split, labels=False)
     book.add_input(frame)
-    if isinstance(method, Slidr) and frame.cameras:
-        image = frame.cameras[0].image
-        assert image is not None
-        book.add_superpixels(frame, slic(image, method.superpixels.settings))
+    add_method_pictures(method.cpu(), frame, book)
     if features:
         rows = point_features(method.student, frame, torch.device("cpu"))
         book.add_features(frame, rows, "pretrained", "Kinds of objects should share a colour.")
+
+
+def picture_split(recipe: PretrainRecipe) -> str:
+    """The held-out split where it has a frame, else that of training."""
+    return recipe.val_split if recipe.dataset.frames(recipe.val_split) else recipe.train_split
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,9 @@ def dry_run(loaded: LoadedRecipe, repeats: int = 3) -> DryRun:
     ids = dataset.frames(recipe.train_split)
     device = choose_device(training.accelerator)
     source = FrameSource(dataset, ids, method.needs, method.transforms(True), training.seed)
-    batches = EpochBatches(len(ids), training.batch_size, repeats, training.seed)
+    batches = EpochBatches(
+        len(ids), training.batch_size, repeats, training.seed, drop_last=training.drop_last
+    )
     method.to(device).train()
     seconds: list[float] = []
     lines: tuple[str, ...] = ()

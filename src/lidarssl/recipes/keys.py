@@ -253,6 +253,8 @@ def in_words(annotation: Any, plural: bool = False) -> str:
         return f"one of {', '.join(map(str, inner))}"
     if origin is tuple and Ellipsis not in inner and len(set(inner)) == 1:
         return f"a list of {len(inner)} {in_words(inner[0], True)}"
+    if origin is dict:
+        return f"a table {{{in_words(inner[0])}: {in_words(inner[1])}}}"
     if isinstance(origin, type) and issubclass(origin, Sequence) and inner:
         return f"a list of {in_words(inner[0], True)}"
     name: str = getattr(only, "__name__", str(only))

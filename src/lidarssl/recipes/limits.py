@@ -7,12 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from lidarssl.errors import ConfigError
+from lidarssl.methods.also import ScanSampling
 from lidarssl.methods.image_to_lidar import ImageToLidar, PairAugmentation
 from lidarssl.methods.ppkt import Ppkt
 from lidarssl.recipes.keys import Section, sections
 from lidarssl.tasks.probe import LinearProbe
+from lidarssl.tasks.semantic import PointAugmentation
 from lidarssl.training.fit import Training
 from lidarssl.training.learner import Optimizer, Schedule
+from lidarssl.transforms.occupancy import SupportSearch
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -59,6 +62,17 @@ LIMITS: dict[type, dict[str, Rule]] = {
     },
     ImageToLidar: {"embedding": at_least(1), "temperature": POSITIVE},
     Ppkt: {"num_matches": at_least(1)},
+    ScanSampling: {
+        "voxel_size": POSITIVE,
+        "num_queries": at_least(3),
+        "depth": POSITIVE,
+        "max_points": at_least(1),
+        "max_range": POSITIVE,
+        "min_range": at_least(0),
+        "max_height": POSITIVE,
+    },
+    SupportSearch: {"radius": POSITIVE, "limit": at_least(1)},
+    PointAugmentation: {"voxel_size": POSITIVE, "max_points": at_least(1)},
     PairAugmentation: {"image_size": PIXELS, "min_pairs": at_least(0), "min_depth": at_least(0)},
 }
 """What the arguments of a class, and of the classes derived from it, may be."""

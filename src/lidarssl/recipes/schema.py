@@ -29,6 +29,7 @@ from lidarssl.recipes.describe import describe_section
 from lidarssl.recipes.keys import Section, choices, import_rooms, sections
 from lidarssl.recipes.limits import check_limits
 from lidarssl.recipes.overrides import explain, override
+from lidarssl.recipes.shares import spell_out_epochs
 from lidarssl.recipes.suggest import did_you_mean
 from lidarssl.tasks.probe import LinearProbe
 from lidarssl.tasks.semantic import SemanticSegmentation
@@ -83,6 +84,7 @@ class SegmentationRecipe:
         about: what it is for.
         train_split, val_split: of the dataset.
         label_skip: train on 1 / label_skip of the labels, chosen by the dataset's protocol.
+        share_epochs: epochs of ``training`` for each ``label_skip``, where it names none itself.
         training: how it trains.
         adapt_frames: frames that set the batch-norm statistics of a random frozen backbone.
         eval_batch_size: frames of an evaluation step.
@@ -94,6 +96,7 @@ class SegmentationRecipe:
     train_split: str = "train"
     val_split: str = "val"
     label_skip: int = 1
+    share_epochs: dict[int, int] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
     adapt_frames: int = 32
     eval_batch_size: int = 4
@@ -208,6 +211,9 @@ def parse(name: str, overrides: Sequence[str] = (), kinds: Sequence[str] = ()) -
         )
     hint = f"`lidarssl recipes {name} --keys` lists every key"
     parser, config = _parse(KINDS[kind], content, overrides, hint, path)
+    if kind == "segmentation":
+        with _hinting(hint, None):
+            spell_out_epochs(config, content)
     text = parser.dump(config, skip_none=False, skip_validation=True)
     with _hinting(hint, None):
         check_limits(Section("", KINDS[kind], KINDS[kind], yaml.safe_load(text)))

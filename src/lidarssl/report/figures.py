@@ -6,13 +6,15 @@ import zipfile
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lidarssl.errors import DataError
 from lidarssl.report import pictures
+from lidarssl.report.figure_data import FigureData, Key, Panel, to_array
+from lidarssl.report.occupancy import OccupancySlices
 from lidarssl.report.pictures import Array, View
 from lidarssl.report.scores import percent
 
@@ -26,55 +28,6 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One drawn picture; ``title`` is empty for the only panel of a figure."""
-
-    title: str
-    png: bytes
-
-
-@dataclass(frozen=True)
-class Key:
-    """How to read the colours of a figure.
-
-    Attributes:
-        classes: (name, RGB 0..255) pairs.
-        ramp: (low text, high text, matplotlib colour map), or None.
-    """
-
-    classes: tuple[tuple[str, tuple[int, int, int]], ...] = ()
-    ramp: tuple[str, str, str] | None = None
-
-
-class FigureData:
-    """Base of the figures: arrays in, panels out.
-
-    Subclasses are dataclasses of arrays (tensors are accepted), strings, tuples of strings,
-    integers and None; ``kind`` names them in the file.
-    """
-
-    kind: ClassVar[str]
-
-    def panels(self) -> tuple[Panel, ...]:
-        """Draw the figure."""
-        raise AssertionError("abstract")
-
-    def key(self) -> Key:
-        """How to read its colours."""
-        return Key()
-
-    def save(self, path: Path) -> None:
-        """Write the arrays to ``path`` (.npz, compressed, no pickle)."""
-        arrays: dict[str, Any] = {"kind": np.array(self.kind)}
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if value is not None:
-                arrays[field.name] = _to_array(value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, **arrays)
 
 
 @dataclass(frozen=True)
@@ -98,7 +51,7 @@ class LidarOnImage(FigureData):
         return (Panel("", png),)
 
     def key(self) -> Key:
-        far = float(np.max(_to_array(self.range), initial=0.0))
+        far = float(np.max(to_array(self.range), initial=0.0))
         return Key(ramp=("near", f"{far:.0f} m", pictures.RANGE_COLORS))
 
 
@@ -133,7 +86,7 @@ class CameraLabels(FigureData):
         return (Panel("", pictures.camera_labels(self.image, self.labels, self.colors)),)
 
     def key(self) -> Key:
-        return _class_key(self.names, self.colors, _to_array(self.labels))
+        return _class_key(self.names, self.colors, to_array(self.labels))
 
 
 @dataclass(frozen=True)
@@ -154,7 +107,7 @@ class BevPrediction(FigureData):
     names: tuple[str, ...]
 
     def panels(self) -> tuple[Panel, ...]:
-        truth, predicted = _to_array(self.truth), _to_array(self.prediction)
+        truth, predicted = to_array(self.truth), to_array(self.prediction)
         # A prediction where there is no truth cannot be judged; it would only distract.
         shown = np.where(truth == 0, 0, predicted)
         labelled = truth != 0
@@ -169,7 +122,7 @@ class BevPrediction(FigureData):
         )
 
     def key(self) -> Key:
-        seen = np.concatenate([_to_array(self.truth), _to_array(self.prediction)])
+        seen = np.concatenate([to_array(self.truth), to_array(self.prediction)])
         return _class_key(self.names, self.colors, seen)
 
 
@@ -211,7 +164,7 @@ class Similarity(FigureData):
         scan = Panel("", pictures.similarity_bev(self.points, self.features, query))
         if self.image is None or self.point is None or self.row is None or self.col is None:
             return (scan,)
-        similarity = pictures.cosine_to(self.features, query)[_to_array(self.point)]
+        similarity = pictures.cosine_to(self.features, query)[to_array(self.point)]
         on_image = pictures.similarity_on_image(self.image, self.row, self.col, similarity)
         return (Panel("from above", scan.png), Panel("in the camera", on_image))
 
@@ -251,6 +204,7 @@ KINDS: tuple[type[FigureData], ...] = (
     FeaturePca,
     Similarity,
     BevScalar,
+    OccupancySlices,
 )
 
 
@@ -318,11 +272,6 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def _to_array(value: Any) -> NDArray[Any]:
-    # By attribute: a report is written without importing torch.
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
-
-
 def _from_array(value: NDArray[Any]) -> Any:
     if value.dtype.kind == "U":
         return str(value) if value.ndim == 0 else tuple(str(item) for item in value)
@@ -331,7 +280,7 @@ def _from_array(value: NDArray[Any]) -> Any:
 
 def _class_key(names: tuple[str, ...], colors: Array, seen: Array) -> Key:
     """The classes that occur, without the ignored one."""
-    palette = _to_array(colors)
+    palette = to_array(colors)
     return Key(
         classes=tuple(
             (names[index], (int(palette[index][0]), int(palette[index][1]), int(palette[index][2])))

@@ -150,6 +150,33 @@ def bev_error(
     return bev(points, color, replace(view or View(), priority=wrong))
 
 
+def bev_cells(
+    colors: ArrayLike, extent: float, points: ArrayLike, pixels: int = View.pixels
+) -> bytes:
+    """Bird's-eye view of square cells, points over them as fine dots.
+
+    Args:
+        colors: (X, Y, 3) RGB in [0, 1] of the cells from -extent to extent; NaN = nothing there.
+        extent: half the side of the square, m.
+        points: (N, 2 or 3) m.
+    """
+    cells = _array(colors)
+    if cells.ndim != 3 or cells.shape[2] != 3 or 0 in cells.shape:
+        raise DataError(f"has shape {cells.shape}, not (X, Y, 3)", field="colors")
+    figure, axes = _figure(pixels, pixels)
+    # Columns run from left to right, rows from top to bottom: against y, against x.
+    shown = np.where(np.isnan(cells), _hex(BACKGROUND), cells)[::-1, ::-1]
+    sides = (-extent, extent, -extent, extent)
+    axes.imshow(shown, extent=sides, interpolation="nearest", aspect="auto")
+    _rings(axes, extent)
+    xyz = _array(points)
+    axes.scatter(-xyz[:, 1], xyz[:, 0], color="white", s=1.2, linewidths=0, zorder=3)
+    axes.set_xlim(-extent, extent)
+    axes.set_ylim(-extent, extent)
+    axes.scatter([0], [0], marker="^", s=60, color="white", linewidths=0, zorder=4)
+    return _png(figure)
+
+
 def feature_pca_bev(points: ArrayLike, features: ArrayLike, view: View | None = None) -> bytes:
     """Bird's-eye view coloured by the three main directions of the features, (N, C)."""
     return bev(points, pca_rgb(features), view)

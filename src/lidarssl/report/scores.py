@@ -87,7 +87,8 @@ class Column:
 
 def percent(fraction: float) -> str:
     """0.01 -> "1 %"."""
-    return f"{100 * fraction:.2g}\N{NO-BREAK SPACE}%" if fraction < 1 else "100\N{NO-BREAK SPACE}%"
+    rounded = f"{100 * fraction:.2g}" if fraction < 0.995 else "100"
+    return f"{rounded}\N{NO-BREAK SPACE}%"
 
 
 def signed(difference: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -19,16 +19,33 @@ POINT_RADIUS = 0.04
 
 
 @dataclass
+class Cells:
+    """Boxes of one size, e.g. occupied space.
+
+    Attributes:
+        centers: (M, 3) m, lidar frame.
+        size: along x, y, z, m.
+        colors: (M, 3) RGB 0..255.
+    """
+
+    centers: Tensor
+    size: tuple[float, float, float]
+    colors: Tensor
+
+
+@dataclass
 class Scene:
     """A frame and the ways to colour its points.
 
     Attributes:
         colors: (N, 3) RGB 0..255 by name, e.g. truth, prediction; see ``class_colors`` and
             ``feature_colors``.
+        cells: boxes beside the points, by name.
     """
 
     frame: Frame
     colors: Mapping[str, Tensor]
+    cells: Mapping[str, Cells] = field(default_factory=dict)
 
 
 def class_colors(labels: Tensor, palette: Sequence[tuple[int, int, int]]) -> Tensor:
@@ -44,7 +61,8 @@ def feature_colors(features: ArrayLike) -> Tensor:
 def view(scenes: Sequence[Scene], spawn: bool = True) -> None:
     """Show scenes one after the other on a time line called "frame".
 
-    Each colouring is an entity of its own, to be switched on and off in the viewer.
+    Each colouring, and each set of cells, is an entity of its own, to be switched on and off in
+    the viewer.
 
     Args:
         spawn: open a window; False only records, for a viewer that is connected already.
@@ -61,6 +79,15 @@ def view(scenes: Sequence[Scene], spawn: bool = True) -> None:
         for name, colors in scene.colors.items():
             cloud = rerun.Points3D(points, colors=_array(colors), radii=POINT_RADIUS)
             rerun.log(f"lidar/{name}", cloud)
+        for name, cells in scene.cells.items():
+            half = np.broadcast_to(np.array(cells.size) / 2, (len(cells.centers), 3))
+            boxes = rerun.Boxes3D(
+                centers=_array(cells.centers),
+                half_sizes=half,
+                colors=_array(cells.colors),
+                fill_mode="solid",
+            )
+            rerun.log(f"lidar/{name}", boxes)
         for camera in scene.frame.cameras:
             _log_camera(rerun, camera)
 

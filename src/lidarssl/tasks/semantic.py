@@ -1,6 +1,6 @@
 """Semantic segmentation of points: finetune, or probe with a frozen backbone.
 
-Source: the downstream protocol of SLidR (CVPR 2022, section 4.3).
+Sources: the downstream protocols of SLidR (CVPR 2022, section 4.3) and of ALSO (CVPR 2023).
 """
 
 from __future__ import annotations
@@ -16,33 +16,64 @@ from tqdm import tqdm
 from lidarssl.backbones.base import Backbone
 from lidarssl.distributed import gather_rows
 from lidarssl.errors import DataError
-from lidarssl.frame import Batch, Field, PointFeatures, StepOutput
+from lidarssl.frame import Batch, Field, PointBatch, PointFeatures, StepOutput
+from lidarssl.geometry.decimation import Rounding
+from lidarssl.geometry.neighbours import nearest
 from lidarssl.losses.segmentation import segmentation_loss
 from lidarssl.metrics.segmentation import confusion
 from lidarssl.tasks.base import Task
 from lidarssl.transforms.base import Transform
-from lidarssl.transforms.points import FlipAxes, RotateZ
+from lidarssl.transforms.points import (
+    Decimate,
+    DropUnlabeled,
+    FlipAxes,
+    LimitPoints,
+    RotateZ,
+)
 
 Supervise = Literal["tokens", "points"]
 
 
 @dataclass
 class PointAugmentation:
-    """Augmentation of labelled points.
+    """From a labelled scan to the points that a task trains on.
 
     Args:
         rotate: turn about z by a uniform angle.
-        flip_axes: mirror x and y, each with probability 1/2.
+        flip: mirror x, or x and y independently, each with probability 1/2.
+        voxel_size: m, one point is kept of each cell of this size; None = all points.
+        rounding: of the cells; ``trunc`` as the published code of ALSO.
+        max_points: points that are left of a scan, drawn at random; None = all.
+        drop_unlabeled: remove the points of the ignored class, as the published code of ALSO and
+            NCLR does for SemanticKITTI and SemanticPOSS.
     """
 
     rotate: bool = True
-    flip_axes: bool = True
+    flip: Literal["none", "x", "xy"] = "xy"
+    voxel_size: float | None = None
+    rounding: Rounding = "floor"
+    max_points: int | None = None
+    drop_unlabeled: bool = False
 
     def transforms(self, training: bool) -> list[Transform]:
+        """Thin, turn and mirror; nothing of it in an evaluation, which is about every point."""
         if not training:
             return []
-        rotate: list[Transform] = [RotateZ()] if self.rotate else []
-        return rotate + ([FlipAxes()] if self.flip_axes else [])
+        steps = self.thinning()
+        if self.rotate:
+            steps.append(RotateZ())
+        if self.flip != "none":
+            steps.append(FlipAxes(axes=self.flip))
+        return steps
+
+    def thinning(self) -> list[Transform]:
+        """What removes points, in training alone."""
+        steps: list[Transform] = [DropUnlabeled()] if self.drop_unlabeled else []
+        if self.voxel_size is not None:
+            steps.append(Decimate(self.voxel_size, self.rounding))
+        if self.max_points is not None:
+            steps.append(LimitPoints(self.max_points))
+        return steps
 
 
 class SemanticSegmentation(Task):
@@ -164,8 +195,18 @@ def evaluate(
     device: torch.device,
     total: int | None = None,
     progress: bool = True,
+    scored: Iterable[Batch] | None = None,
 ) -> Tensor:
     """Confusion matrix over all points of all frames.
+
+    Args:
+        task: see there.
+        batches: what it sees.
+        device: where it runs.
+        total: number of batches, for the bar.
+        progress: show a bar.
+        scored: the same frames with the points that count, each of which takes the class of the
+            nearest point that was seen; None = the points seen are those that count.
 
     Returns:
         (C, C) int64, rows ground truth, columns prediction.
@@ -175,16 +216,33 @@ def evaluate(
     """
     task.to(device).eval()
     matrix = torch.zeros(task.num_classes, task.num_classes, dtype=torch.int64)
+    pairs = ((one, one) for one in batches) if scored is None else zip(batches, scored, strict=True)
     seen = 0
     with torch.inference_mode():
-        for batch in tqdm(batches, "evaluate", total, disable=not progress, leave=False):
-            assert batch.semantic is not None
+        for batch, whole in tqdm(pairs, "evaluate", total, disable=not progress, leave=False):
+            assert whole.semantic is not None
             predicted = task.predict(batch.to(device)).cpu()
-            matrix += confusion(predicted, batch.semantic.cpu(), task.num_classes)
+            if scored is not None:
+                predicted = at_nearest(predicted, batch.points, whole.points)
+            matrix += confusion(predicted, whole.semantic.cpu(), task.num_classes)
             seen += 1
     if not seen:
         raise DataError("there is no frame to evaluate", remedy="choose a split that has frames")
     return matrix
+
+
+def at_nearest(classes: Tensor, seen: PointBatch, points: PointBatch) -> Tensor:
+    """The class of the nearest seen point, (N,) int64; 0 in a frame without any.
+
+    Args:
+        classes: (S,) int64, of the points ``seen``.
+        seen: S points.
+        points: N points of the same frames.
+    """
+    found = classes.new_zeros(len(points.points))
+    query, source, _ = nearest(points.points, seen.points, 1, points.batch, seen.batch)
+    found[query] = classes[source]
+    return found
 
 
 @torch.no_grad()

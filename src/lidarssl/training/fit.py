@@ -27,6 +27,7 @@ from lidarssl.training.loading import (
     EpochBatches,
     FrameSource,
     Prepare,
+    batches_per_epoch,
     held_out_batches,
     training_loader,
 )
@@ -42,6 +43,8 @@ class Training:
 
     Args:
         batch_size: frames of a step over all processes.
+        drop_last: leave out the frames of an epoch that do not fill a batch; false = they are a
+            smaller one.
         epochs: passes over the frames; ignored when ``steps`` is given.
         steps: optimiser steps of the whole run.
         optimizer, schedule: see there.
@@ -59,6 +62,7 @@ class Training:
     """
 
     batch_size: int = 4
+    drop_last: bool = True
     epochs: int = 50
     steps: int | None = None
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -76,7 +80,9 @@ class Training:
     max_skipped: int = 100
 
     def total_steps(self, frames: int) -> int:
-        return self.steps if self.steps is not None else self.epochs * (frames // self.batch_size)
+        if self.steps is not None:
+            return self.steps
+        return self.epochs * batches_per_epoch(frames, self.batch_size, self.drop_last)
 
 
 @dataclass
@@ -131,9 +137,11 @@ def fit(
         DataError: a bad sample under the policy ``raise``; a damaged checkpoint.
     """
     steps, last = training.total_steps(len(ids)), run / "checkpoints" / "last.ckpt"
-    batches = EpochBatches(len(ids), training.batch_size, steps, training.seed)
+    batches = EpochBatches(
+        len(ids), training.batch_size, steps, training.seed, drop_last=training.drop_last
+    )
     learner = _learner(module, training, steps, batches.per_epoch)
-    order = BatchOrder.of(training.seed, training.batch_size, ids)
+    order = BatchOrder.of(training.seed, training.batch_size, ids, training.drop_last)
     start = resumable_step(last, learner, order) if resume else 0
     source, held_out = (
         FrameSource(dataset, some, fields, through, training.seed, training.bad_samples)

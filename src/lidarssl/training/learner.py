@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lidarssl import schedules
+from lidarssl.distributed import rank
 from lidarssl.errors import DataError
 from lidarssl.frame import Batch, StepOutput
 from lidarssl.training.loading import LoadedBatch, good_batch
@@ -110,6 +112,17 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
 
 
+@contextmanager
+def layer_draws(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Inside, layers that draw by themselves (dropout) follow (seed, step, rank).
+
+    The generators of the process are as before afterwards.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(((seed * 1_000_003 + step) * 65_536 + rank()) % 2**63)
+        yield
+
+
 class Learner(lightning.LightningModule):
     """Lightning's view of a method or a task.
 
@@ -150,8 +163,9 @@ class Learner(lightning.LightningModule):
         return good_batch(batch).to(device, non_blocking=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        generator = step_generator(self.seed, self.trainer.global_step)
-        output = self.module.training_step(batch, generator)
+        step = self.trainer.global_step
+        with layer_draws(self.seed, step, self.device):
+            output = self.module.training_step(batch, step_generator(self.seed, step))
         loss = output.loss.detach()
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.values = {"loss": loss, **output.terms, "lr": rate}

@@ -105,19 +105,28 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         batches: number of batches of the whole run.
         seed: of the shuffles.
         rank, world: this process and how many there are.
+        drop_last: leave out the frames of an epoch that do not fill a batch; False = they are a
+            smaller one.
     """
 
     def __init__(
-        self, samples: int, batch_size: int, batches: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        samples: int,
+        batch_size: int,
+        batches: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = True,
     ) -> None:
-        if samples < batch_size:
+        if samples < (batch_size if drop_last else 1):
             raise ConfigError(
                 f"{samples} frames do not fill a batch of {batch_size}",
                 field="training.batch_size",
-                remedy=f"use {samples} or less, or more frames",
+                remedy=f"use {samples} or less, or more frames, or training.drop_last false",
             )
         self.samples, self.batch_size, self.batches = samples, batch_size, batches
-        self.seed, self.start = seed, 0
+        self.seed, self.start, self.drop_last = seed, 0, drop_last
         self.split(rank, world)
 
     def split(self, rank: int, world: int) -> None:
@@ -133,25 +142,40 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
                 field="training.batch_size",
                 remedy=f"use a multiple of {world}",
             )
+        left = self.samples % self.batch_size
+        if not self.drop_last and left % world:
+            raise ConfigError(
+                f"the last batch of an epoch, of {left} frames, cannot be split over {world} "
+                "processes",
+                field="training.drop_last",
+                remedy="set it to true, or use another training.batch_size",
+            )
         self.rank, self.world = rank, world
 
     @property
     def per_epoch(self) -> int:
-        """Batches of one pass over the frames; the last incomplete one is dropped."""
-        return self.samples // self.batch_size
+        """Batches of one pass over the frames."""
+        return batches_per_epoch(self.samples, self.batch_size, self.drop_last)
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        share = self.batch_size // self.world
         epoch, order = -1, np.empty(0, np.int64)
         for batch in range(self.start, self.batches):
             if batch // self.per_epoch != epoch:
                 epoch = batch // self.per_epoch
                 order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
-            first = (batch % self.per_epoch) * self.batch_size + self.rank * share
-            yield [(epoch, int(sample)) for sample in order[first : first + share]]
+            first = (batch % self.per_epoch) * self.batch_size
+            together = order[first : first + self.batch_size]
+            share = len(together) // self.world
+            mine = together[self.rank * share : (self.rank + 1) * share]
+            yield [(epoch, int(sample)) for sample in mine]
+
+
+def batches_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
+    """Batches of one pass over ``samples`` frames, with or without an incomplete last one."""
+    return samples // batch_size if drop_last else -(-samples // batch_size)
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -37,16 +37,20 @@ class BatchOrder:
         seed: of the run.
         batch_size: frames of a global batch.
         frames: fingerprint of the ids, in order.
+        drop_last: whether an epoch leaves out an incomplete batch.
     """
 
     seed: int
     batch_size: int
     frames: str
+    drop_last: bool = True
 
     @classmethod
-    def of(cls, seed: int, batch_size: int, ids: Sequence[FrameId]) -> BatchOrder:
+    def of(
+        cls, seed: int, batch_size: int, ids: Sequence[FrameId], drop_last: bool = True
+    ) -> BatchOrder:
         digest = hashlib.sha256("\n".join(map(str, ids)).encode()).hexdigest()
-        return cls(seed, batch_size, f"{len(ids)} ({digest[:12]})")
+        return cls(seed, batch_size, f"{len(ids)} ({digest[:12]})", drop_last)
 
 
 def resumable_step(path: Path, learner: Learner, order: BatchOrder) -> int:
@@ -89,9 +93,11 @@ def resumable_step(path: Path, learner: Learner, order: BatchOrder) -> int:
     optimizer = build_optimizer(learner.module, learner.optimizer)
     _check_optimizer(saved["optimizer_states"], optimizer, path)
     for name, value in asdict(order).items():
-        if saved[ORDER].get(name) != value:
+        # Runs of before the option always left an incomplete batch out.
+        before = saved[ORDER].get(name, True if name == "drop_last" else None)
+        if before != value:
             raise ConfigError(
-                f"the run was started with {name} {saved[ORDER].get(name)}, not {value}",
+                f"the run was started with {name} {before}, not {value}",
                 path=path,
                 field=name,
                 remedy=_REMEDY,

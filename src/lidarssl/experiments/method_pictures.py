@@ -1,0 +1,37 @@
+"""What the report of a pretraining shows of one method alone; a new method registers a function."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+from lidarssl.experiments.occupancy import also_occupancy
+from lidarssl.experiments.pictures import PictureBook
+from lidarssl.frame import Frame
+from lidarssl.methods.also import Also
+from lidarssl.methods.base import Method
+from lidarssl.methods.slidr import Slidr
+from lidarssl.transforms.superpixels import slic
+
+
+@singledispatch
+def add_method_pictures(method: Method, frame: Frame, book: PictureBook) -> None:
+    """Add what is particular to a method, by its class; by default nothing.
+
+    Args:
+        method: trained, on the CPU.
+        frame: that it did not see, with its images where it has some.
+        book: receives the pictures.
+    """
+
+
+@add_method_pictures.register
+def _(method: Slidr, frame: Frame, book: PictureBook) -> None:
+    if frame.cameras:
+        image = frame.cameras[0].image
+        assert image is not None
+        book.add_superpixels(frame, slic(image, method.superpixels.settings))
+
+
+@add_method_pictures.register
+def _(method: Also, frame: Frame, book: PictureBook) -> None:
+    book.add_occupancy(frame, also_occupancy(method, frame))

@@ -1,0 +1,61 @@
+"""A pretraining run in the 3-D viewer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lidarssl import checkpoints
+from lidarssl.experiments.occupancy import also_occupancy, occupancy_scene
+from lidarssl.experiments.pictures import picture_frame, point_features
+from lidarssl.experiments.pretrain import picture_split
+from lidarssl.experiments.record import RECIPE_FILE
+from lidarssl.frame import Frame
+from lidarssl.methods.also import Also
+from lidarssl.methods.base import Method
+from lidarssl.recipes.schema import PretrainRecipe, load
+from lidarssl.report.viewer import Scene, feature_colors, view
+from lidarssl.weights import read_content, state_of
+
+
+def view_run(run: str | Path, frames: int = 1, spawn: bool = True) -> None:
+    """Show what a finished pretraining makes of held-out frames.
+
+    Args:
+        run: folder of ``lidarssl pretrain``.
+        frames: number of frames, the first of the held-out split.
+        spawn: open a window; see ``view``.
+
+    Raises:
+        ConfigError: rerun is not installed, or the checkpoint does not fit the recipe.
+        DataError: the folder has no recipe or no checkpoint.
+    """
+    recipe = trained_recipe(Path(run))
+    split = picture_split(recipe)
+    shown = recipe.dataset.frames(split)[:frames]
+    loaded = [picture_frame(recipe.dataset, frame, split, labels=False) for frame in shown]
+    view([scene_of(recipe.method, frame) for frame in loaded], spawn)
+
+
+def trained_recipe(run: Path) -> PretrainRecipe:
+    """The recipe of a run; its method, heads included, has the weights of the last checkpoint."""
+    recipe: PretrainRecipe = load(str(run / RECIPE_FILE), kinds=("pretrain",)).recipe
+    path = run / "checkpoints" / "last.ckpt"
+    state = state_of(read_content(path), path)
+    module = "module."
+    checkpoints.load_into(
+        recipe.method, {name.removeprefix(module): value for name, value in state.items()}
+    )
+    return recipe
+
+
+def scene_of(method: Method, frame: Frame) -> Scene:
+    """Features of the student, and of an ALSO what it says of the space around."""
+    features = point_features(method.student, frame, torch.device("cpu"))
+    scene = Scene(frame, {"features": feature_colors(features)})
+    if isinstance(method, Also):
+        around = occupancy_scene(frame, also_occupancy(method, frame))
+        scene = replace(around, colors={**scene.colors, **around.colors})
+    return scene

@@ -1,0 +1,64 @@
+"""The contract of a figure: arrays that a run saves, drawn when the report is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawn picture; ``title`` is empty for the only panel of a figure."""
+
+    title: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Key:
+    """How to read the colours of a figure.
+
+    Attributes:
+        classes: (name, RGB 0..255) pairs.
+        ramp: (low text, high text, matplotlib colour map), or None.
+    """
+
+    classes: tuple[tuple[str, tuple[int, int, int]], ...] = ()
+    ramp: tuple[str, str, str] | None = None
+
+
+class FigureData:
+    """Base of the figures: arrays in, panels out.
+
+    Subclasses are dataclasses of arrays (tensors are accepted), strings, tuples of strings,
+    integers and None; ``kind`` names them in the file.
+    """
+
+    kind: ClassVar[str]
+
+    def panels(self) -> tuple[Panel, ...]:
+        """Draw the figure."""
+        raise AssertionError("abstract")
+
+    def key(self) -> Key:
+        """How to read its colours."""
+        return Key()
+
+    def save(self, path: Path) -> None:
+        """Write the arrays to ``path`` (.npz, compressed, no pickle)."""
+        arrays: dict[str, Any] = {"kind": np.array(self.kind)}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if value is not None:
+                arrays[field.name] = to_array(value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **arrays)
+
+
+def to_array(value: Any) -> NDArray[Any]:
+    # By attribute: a report is written without importing torch.
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)

@@ -1,0 +1,110 @@
+"""On a CUDA device every backbone, method and search computes what the CPU computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from backbones.test_contract import SMALL, backbones, cloud
+from lidarssl.backbones.base import Backbone
+from lidarssl.geometry.balls import ball_pairs
+from lidarssl.geometry.neighbours import nearest, within_radius
+from lidarssl.methods.base import Method
+from methods.small import batch_of, build, frames, methods
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+
+@pytest.fixture(autouse=True)
+def full_precision() -> Iterator[None]:
+    """No TF32, whose ten bits of mantissa would hide what is compared here."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    yield
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.set_float32_matmul_precision(before)
+
+
+def close(found: Tensor, expected: Tensor, relative: float, floor: float = 0.0) -> bool:
+    """Whether they differ by a small share of the largest value."""
+    error = (found.detach().cpu().double() - expected.detach().cpu().double()).abs().max()
+    return bool(error <= relative * expected.detach().abs().max().clamp(min=floor))
+
+
+def gradients_agree(found: nn.Module, expected: nn.Module) -> None:
+    wanted = {n: p.grad for n, p in expected.named_parameters() if p.grad is not None}
+    largest = max(float(grad.abs().max()) for grad in wanted.values())
+    assert wanted
+    for name, parameter in found.named_parameters():
+        if name in wanted:
+            assert parameter.grad is not None, name
+            assert close(parameter.grad, wanted[name], 1e-3, floor=1e-2 * largest), name
+
+
+def made(cls: type[Backbone]) -> Backbone:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = cls(**SMALL.get(cls.__name__, {}))
+        for parameter in model.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize("cls", backbones(), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("ahead", [True, False], ids=["prepared", "on the device"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_backbone(cls: type[Backbone], ahead: bool, dtype: torch.dtype) -> None:
+    points, outputs, models = cloud(0), [], []
+    for device in ("cpu", "cuda"):
+        model = made(cls).to(device, dtype).eval()
+        given = (model.prepare(points) if ahead else points).to(device)
+        output = model(given)
+        (output.features * torch.linspace(-1, 1, output.features.shape[1]).to(output.features)).sum(
+            1
+        ).square().mean().backward()
+        outputs.append(output)
+        models.append(model)
+    expected, found = outputs
+    assert found.features.device.type == "cuda"
+    assert torch.equal(found.token_of_point.cpu(), expected.token_of_point)
+    assert torch.equal(found.batch.cpu(), expected.batch)
+    assert close(found.positions, expected.positions, 1e-5)
+    assert close(found.features, expected.features, 1e-4 if dtype == torch.float32 else 1e-9)
+    if dtype == torch.float64:
+        gradients_agree(models[1], models[0])
+
+
+@pytest.mark.parametrize("cls", methods(), ids=lambda cls: cls.__name__)
+def test_training_step(cls: type[Method]) -> None:
+    steps = []
+    for device in ("cpu", "cuda"):
+        method = build(cls)
+        batch = batch_of(method, frames(method))
+        method.to(device)
+        output = method.training_step(batch.to(device), torch.Generator().manual_seed(0))
+        output.loss.backward()
+        steps.append((method, output))
+    (expected, wanted), (found, output) = steps
+    assert output.loss.device.type == "cuda"
+    assert output.loss.item() == pytest.approx(wanted.loss.item(), rel=1e-4)
+    gradients_agree(found, expected)
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_searches(limit: int | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, sources = torch.randn((2, 500, 3), generator=generator).unbind()
+    batch = torch.arange(500) % 3
+    arguments = [queries, sources, 0.7, limit, batch, batch]
+    expected = ball_pairs(*arguments)
+    found = ball_pairs(*[a.cuda() if isinstance(a, Tensor) else a for a in arguments])
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
+    for search, size in ((nearest, 4), (within_radius, 0.7)):
+        expected = search(queries, sources, size, batch, batch)
+        found = search(queries.cuda(), sources.cuda(), size, batch.cuda(), batch.cuda())
+        assert torch.equal(found.query.cpu(), expected.query)
+        assert torch.equal(found.source.cpu(), expected.source)
