@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -56,6 +57,7 @@ FINETUNE_RATES = (3e-3, 6e-3, 1.2e-2)
 FINETUNE_STEPS = {0.01: (150, 1), 0.1: (160, 2), 1.0: (240, 2)}  # steps, frames of a step
 METHODS = {"ALSO": "also", "PPKT": "ppkt", "SLidR": "slidr"}
 TAUGHT_BY_IMAGES = ("PPKT", "SLidR")
+ROWS = (RANDOM_INIT, *METHODS)
 SPLITS = (
     SplitConfig("teacher", scenes=40, frames=2),
     SplitConfig("train", scenes=60, frames=2),
@@ -71,7 +73,7 @@ class Bench:
 
     out: Path
     pretrain_steps: int
-    methods: tuple[str, ...] = tuple(METHODS)
+    rows: tuple[str, ...] = ROWS
     points_per_frame: int = 4000
 
     @property
@@ -83,12 +85,8 @@ class Bench:
         return self.out / "teacher.safetensors"
 
     @property
-    def rows(self) -> tuple[str, ...]:
-        return (RANDOM_INIT, *self.methods)
-
-    @property
     def has_teacher(self) -> bool:
-        return any(method in TAUGHT_BY_IMAGES for method in self.methods)
+        return any(row in TAUGHT_BY_IMAGES for row in self.rows)
 
     def student(self, row: str, seed: int) -> Path:
         return self.out / f"{METHODS[row]}_{seed}"
@@ -278,7 +276,8 @@ def run(bench: Bench, seeds: int, workers: int) -> tuple[Scores, dict[str, float
     pretrained = [
         jobs.submit(f"pretrain {row} {seed}", pretrain, row, seed)
         for seed in range(seeds)
-        for row in bench.methods
+        for row in bench.rows
+        if row in METHODS
     ]
     for future in pretrained:
         future.result()
@@ -348,7 +347,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/label_efficiency"))
-    parser.add_argument("--rows", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pretrain-steps", type=int, default=400)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
@@ -356,7 +355,7 @@ def main() -> None:
     bench = Bench(arguments.out, arguments.pretrain_steps, tuple(arguments.rows))
     command = (
         f"python benchmarks/label_efficiency.py --out {arguments.out} --seeds {arguments.seeds} "
-        f"--rows {' '.join(bench.methods)}"
+        f"--rows {shlex.join(bench.rows)}"
     )
     recorder = Recorder(bench.out, "Label efficiency on the synthetic world", command, 0, "")
     with recorder.stage("prepare", "world, teacher, superpixels"):

@@ -72,6 +72,26 @@ def test_resumed_run_ends_with_the_same_weights_and_the_same_log(
     assert (tmp_path / table).read_text() == (whole / table).read_text()
 
 
+class WithDropout(Stopped):
+    """Draws inside a layer, from the generator of the process."""
+
+    def __init__(self, at: int = -1, action: Any = None) -> None:
+        super().__init__(at, action)
+        self.layers.insert(1, torch.nn.Dropout(0.5))
+
+
+def test_layers_that_draw_by_themselves_draw_the_same_after_a_restart(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    train(tmp_path / "whole", LOGGED, module=WithDropout())
+    torch.manual_seed(0)
+    with pytest.raises(PowerCut):
+        train(tmp_path / "cut", LOGGED, module=WithDropout(13, power_cut))
+    torch.rand(1000)  # whatever else the process draws
+    train(tmp_path / "cut", LOGGED, resume=True, module=WithDropout())
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
 def test_without_interval_only_the_end_is_saved(tmp_path: Path) -> None:
     training = settings(steps=4, checkpoint_every=0)
     interrupt_at(tmp_path, 3, training)
