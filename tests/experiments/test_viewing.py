@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,7 +83,21 @@ def test_the_viewer_gets_features_cells_and_the_scan(
     assert away.max() <= cells.half_sizes.max() + 1e-5
 
 
-def test_a_folder_without_a_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rerun", types.ModuleType("rerun"))
     (tmp_path / "recipe.yaml").write_bytes((run / "recipe.yaml").read_bytes())
     with pytest.raises(DataError, match=r"last\.ckpt"):
         view_run(tmp_path, spawn=False)
+
+
+def test_the_verb_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    assert main(["view", str(tmp_path)]) == 2
+    assert "lidarssl[viewer]" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "rerun", types.ModuleType("rerun"))
+    assert main(["view", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err

@@ -57,6 +57,7 @@ def build_parser() -> Parser:
     _add_finetune(top)
     _add_evaluate(top)
     _add_report(top)
+    _add_view(top)
     _add_convert(top)
     _add_hub(top)
     top.add(
@@ -282,6 +283,15 @@ def _add_report(top: _Verbs) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("runs/comparison.html"), help="of a comparison"
     )
+
+
+def _add_view(top: _Verbs) -> None:
+    parser = top.add(
+        "view", "what a pretraining makes of held-out scans, in the 3-D viewer", verbs.view,
+        "lidarssl view runs/also --frames 3",
+    )  # fmt: skip
+    parser.add_argument("run", type=Path, help="run folder of `lidarssl pretrain`")
+    parser.add_argument("--frames", type=at_least(1), default=1, help="how many (default: 1)")
 
 
 def _add_convert(top: _Verbs) -> None:

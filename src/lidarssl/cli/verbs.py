@@ -183,6 +183,12 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     )  # fmt: skip
 
 
+def view(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from lidarssl.experiments.viewing import view_run
+
+    view_run(arguments.run, arguments.frames)
+
+
 def report(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.report.schema import METRICS_FILE, RESULTS_FILE, RUN_FILE
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from lidarssl import checkpoints
+from lidarssl.errors import DataError, require
 from lidarssl.experiments.occupancy import also_occupancy, occupancy_scene
 from lidarssl.experiments.pictures import picture_frame, point_features
 from lidarssl.experiments.pretrain import picture_split
@@ -32,6 +33,7 @@ def view_run(run: str | Path, frames: int = 1, spawn: bool = True) -> None:
         ConfigError: rerun is not installed, or the checkpoint does not fit the recipe.
         DataError: the folder has no recipe or no checkpoint.
     """
+    require("rerun", "viewer")  # before minutes of work
     recipe = trained_recipe(Path(run))
     split = picture_split(recipe)
     shown = recipe.dataset.frames(split)[:frames]
@@ -41,6 +43,12 @@ def view_run(run: str | Path, frames: int = 1, spawn: bool = True) -> None:
 
 def trained_recipe(run: Path) -> PretrainRecipe:
     """The recipe of a run; its method, heads included, has the weights of the last checkpoint."""
+    if not (run / RECIPE_FILE).is_file():
+        raise DataError(
+            "holds no run" if run.is_dir() else "no such run folder",
+            path=run,
+            remedy="give a folder that `lidarssl pretrain` has written",
+        )
     recipe: PretrainRecipe = load(str(run / RECIPE_FILE), kinds=("pretrain",)).recipe
     path = run / "checkpoints" / "last.ckpt"
     state = state_of(read_content(path), path)
