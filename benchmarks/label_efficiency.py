@@ -58,6 +58,7 @@ FINETUNE_STEPS = {0.01: (150, 1), 0.1: (160, 2), 1.0: (240, 2)}  # steps, frames
 METHODS = {"ALSO": "also", "PPKT": "ppkt", "SLidR": "slidr"}
 TAUGHT_BY_IMAGES = ("PPKT", "SLidR")
 ROWS = (RANDOM_INIT, *METHODS)
+PROTOCOLS = (Protocol.PROBE.value, Protocol.FINETUNE.value)
 SPLITS = (
     SplitConfig("teacher", scenes=40, frames=2),
     SplitConfig("train", scenes=60, frames=2),
@@ -74,6 +75,7 @@ class Bench:
     out: Path
     pretrain_steps: int
     rows: tuple[str, ...] = ROWS
+    protocols: tuple[Protocol, ...] = (Protocol.PROBE, Protocol.FINETUNE)
     points_per_frame: int = 4000
 
     @property
@@ -296,6 +298,7 @@ def run(bench: Bench, seeds: int, workers: int) -> tuple[Scores, dict[str, float
         (row, fraction): [submit_finetune(row, 0, fraction, rate) for rate in FINETUNE_RATES]
         for row in bench.rows
         for fraction in SKIPS
+        if Protocol.FINETUNE in bench.protocols
     }
     for row in bench.rows:
         for fraction in SKIPS:
@@ -305,6 +308,8 @@ def run(bench: Bench, seeds: int, workers: int) -> tuple[Scores, dict[str, float
             scores[row, Protocol.PROBE, fraction] = [
                 _at(probes[row, seed].result(), fraction, rate) for seed in range(seeds)
             ]
+            if Protocol.FINETUNE not in bench.protocols:
+                continue
             tuned = [result for job in tuning[row, fraction] for result in job.result()]  # type: ignore[attr-defined]
             rate = best_rate(tuned, fraction)
             rates[f"{row} finetune {fraction}"] = rate
@@ -327,12 +332,12 @@ def _at(results: object, fraction: float, rate: float) -> float:
     return float(found["val"])
 
 
-def table(scores: Scores, rows: Iterable[str]) -> str:
+def table(scores: Scores, bench: Bench) -> str:
     """Mean +- standard deviation over the seeds, mIoU in %."""
-    columns = [(p, f) for p in (Protocol.PROBE, Protocol.FINETUNE) for f in SKIPS]
+    columns = [(p, f) for p in bench.protocols for f in SKIPS]
     head = ["", *(f"{protocol.value} {100 * fraction:g} %" for protocol, fraction in columns)]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for row in (LOOK_UP, *rows):
+    for row in (LOOK_UP, *bench.rows):
         cells = []
         for protocol, fraction in columns:
             key = (row, Protocol.LOOKUP if row == LOOK_UP else protocol, fraction)
@@ -348,14 +353,20 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/label_efficiency"))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pretrain-steps", type=int, default=400)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     arguments = parser.parse_args()
-    bench = Bench(arguments.out, arguments.pretrain_steps, tuple(arguments.rows))
+    bench = Bench(
+        arguments.out,
+        arguments.pretrain_steps,
+        tuple(arguments.rows),
+        tuple(map(Protocol, arguments.protocols)),
+    )
     command = (
         f"python benchmarks/label_efficiency.py --out {arguments.out} --seeds {arguments.seeds} "
-        f"--rows {shlex.join(bench.rows)}"
+        f"--rows {shlex.join(bench.rows)} --protocols {' '.join(bench.protocols)}"
     )
     recorder = Recorder(bench.out, "Label efficiency on the synthetic world", command, 0, "")
     with recorder.stage("prepare", "world, teacher, superpixels"):
@@ -377,8 +388,8 @@ def main() -> None:
             for (row, protocol, fraction), values in scores.items()
         ),
     ).save(bench.out)
-    (bench.out / "table.md").write_text(table(scores, bench.rows) + "\n")
-    print(table(scores, bench.rows), f"\nreport: {build_report(bench.out)}", sep="\n")
+    (bench.out / "table.md").write_text(table(scores, bench) + "\n")
+    print(table(scores, bench), f"\nreport: {build_report(bench.out)}", sep="\n")
 
 
 if __name__ == "__main__":
