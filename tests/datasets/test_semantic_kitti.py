@@ -250,3 +250,9 @@ def test_unlabelled_sequences_load_without_labels(tmp_path: Path) -> None:
 def test_options_are_checked(root: Path, options: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         SemanticKitti(root, **options)  # type: ignore[arg-type]
+
+
+def test_says_how_many_official_scans_are_not_here(tmp_path: Path) -> None:
+    dataset = SemanticKitti(write_semantic_kitti(tmp_path))
+    assert dataset.absent("train") == "19125 of the 19130 scans of the split"
+    assert dataset.absent("val") == "4069 of the 4071 scans of the split"

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from lidarssl.backbones.second import Second
 from lidarssl.experiments.pictures import (
     PictureBook,
     most_crowded,
     picture_frame,
+    point_features,
     query_point,
     standard_directions,
 )
 from lidarssl.frame import Frame, FrameId
-from lidarssl.report.figures import load
+from lidarssl.report.figures import FeaturePca, Similarity, load
 from lidarssl.report.occupancy import FREE, FULL, OccupancySlices, agreement
 from lidarssl.report.schema import Section
 from toys import MemoryDataset
@@ -130,3 +132,44 @@ def test_the_most_crowded_point_is_inside_the_cluster() -> None:
     stray = torch.tensor([[3.0, 0.0, 0.0], [4.0, 0.0, 0.0], [12.0, 0.0, 0.0]])
     assert most_crowded(torch.cat([stray, cluster])) >= 3
     assert most_crowded(torch.cat([stray, cluster]), most=20) >= 3
+
+
+def test_points_outside_a_birds_eye_grid_have_no_features_in_the_pictures(tmp_path: Path) -> None:
+    """The network would give them those of the border: no picture may show these as learned."""
+    torch.manual_seed(0)
+    network = Second(
+        (0.0, -4.0, -3.0, 8.0, 4.0, 1.0), (0.1, 0.1, 0.1),
+        channels=(4, 4, 4, 4), trunk_channels=4, plane_channels=(4, 4), up_channels=(4, 4),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    points = torch.rand(400, 3, generator=generator) * torch.tensor([12.0, 12, 2]) - 2
+    points[:, 1] -= 4
+    frame = frame_of(points.tolist())
+    features = point_features(network, frame, torch.device("cpu"))
+    x, y = points[:, 0], points[:, 1]
+    inside = (x >= 0) & (x < 8) & (y >= -4) & (y < 4)
+    assert 50 < int(inside.sum()) < 350
+    assert torch.equal(torch.isfinite(features).all(1), inside)
+
+    book = PictureBook(tmp_path, MemoryDataset())
+    book.add_features(frame, features, "a", "caption")
+    pca, similarity = (load(tmp_path / record.file) for record in book.records)
+    assert isinstance(pca, FeaturePca)
+    assert isinstance(similarity, Similarity)
+    assert np.array_equal(np.isfinite(pca.features).all(1), inside.numpy())
+    assert bool(inside[similarity.query])
+    assert all("outside the network's grid" in record.caption for record in book.records)
+
+
+def test_a_network_without_a_grid_is_not_said_to_have_one(tmp_path: Path) -> None:
+    frame = frame_of([[float(i), 0.0, 0.0] for i in range(20)])
+    book = PictureBook(tmp_path, MemoryDataset())
+    book.add_features(frame, torch.randn(20, 4), "a", "caption")
+    assert not any("grid" in record.caption for record in book.records)
+
+
+def test_directions_of_known_rows_are_those_without_the_unknown_ones() -> None:
+    features = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    mixed = torch.cat([features, torch.full((9, 4), torch.nan)])
+    assert torch.equal(standard_directions(mixed)[:50], standard_directions(features))
+    assert bool(standard_directions(mixed)[50:].isnan().all())

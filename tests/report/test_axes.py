@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lidarssl.report.axes import linear, nice_ticks
+from lidarssl.report.axes import linear, nice_ticks, step_ticks
 
 values = st.floats(-1e12, 1e12, allow_subnormal=False)
 
@@ -25,6 +25,20 @@ def test_ticks_enclose_the_range_evenly_and_are_few(a: float, b: float, count: i
 def test_ticks_are_round() -> None:
     assert nice_ticks(0, 27.2) == [0, 10, 20, 30]
     assert nice_ticks(0, 399) == [0, 100, 200, 300, 400]
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6))
+def test_step_ticks_are_whole_steps_that_were_logged(a: int, b: int) -> None:
+    first, last = sorted((a, b))
+    ticks = step_ticks(first, last)
+    assert ticks
+    assert all(first <= tick <= last and tick == int(tick) for tick in ticks)
+
+
+def test_steps_without_a_round_number_between_them_show_their_ends() -> None:
+    assert step_ticks(4, 300) == [100, 200, 300]
+    assert step_ticks(0, 399) == [0, 100, 200, 300]
+    assert step_ticks(7, 7) == [7]
 
 
 def test_a_scale_maps_its_ends_and_survives_an_empty_range() -> None:

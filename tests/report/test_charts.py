@@ -72,6 +72,19 @@ def test_a_loss_curve_spans_its_steps_and_falls() -> None:
     assert xs[-1] - xs[0] > 350
 
 
+def test_every_step_on_the_axis_lies_inside_the_plot() -> None:
+    """Logging every fourth step begins at 4; a resumed run far later."""
+    for steps in (range(4, 40, 4), range(10001, 10400, 4)):
+        root = parse(charts.loss_curve(Curve(list(steps), [1.0 + s for s in steps]), "loss"))
+        ticks = [
+            one for one in root.iter("text") if one.get("text-anchor") == "middle" and one.text
+        ]
+        numbers = [one for one in ticks if one.text and one.text.isdecimal()]
+        assert len(numbers) >= 2
+        assert all(42 <= float(one.get("x", "")) <= 446 for one in numbers)
+        assert all(steps[0] <= int(one.text or "") <= steps[-1] for one in numbers)
+
+
 def test_steps_without_a_finite_value_leave_a_gap() -> None:
     values = [1.0, 0.9, math.nan, math.inf, 0.7, 0.6]
     root = parse(charts.loss_curve(Curve(list(range(6)), values), "loss"))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lidarssl.errors import DataError
 from lidarssl.report import figures
-from lidarssl.report.figures import BevPrediction, FeaturePca, FigureData, Similarity
+from lidarssl.report.figures import BevPrediction, BevScalar, FeaturePca, FigureData, Similarity
 
 
 def figure_files(run: Path) -> list[Path]:
@@ -46,12 +46,45 @@ def test_a_figure_reads_back_equal(tmp_path: Path) -> None:
 
 
 def test_prediction_key_lists_the_classes_that_occur_without_the_ignored_one() -> None:
-    colors = np.arange(12).reshape(4, 3)
+    colors = np.arange(200, 212).reshape(4, 3)
     figure = BevPrediction(
         np.zeros((2, 3)), np.array([1, 3]), np.array([0, 1]), colors, ("ignored", "a", "b", "c")
     )
-    assert figure.key().classes == (("a", (3, 4, 5)), ("c", (9, 10, 11)))
+    assert figure.key().classes == (("a", (203, 204, 205)), ("c", (209, 210, 211)))
     assert "0\N{NO-BREAK SPACE}%" in figure.panels()[2].title
+
+
+def test_the_key_shows_a_dark_class_as_brightly_as_its_points() -> None:
+    points = np.array([[x, y, 0.0] for x in range(-9, 10) for y in range(-9, 10)])
+    ones = np.ones(len(points), int)
+    figure = BevPrediction(points, ones, ones, np.array([(0, 0, 0), (75, 0, 75)]), ("-", "walk"))
+    ((_, color),) = figure.key().classes
+    assert min(color[0], color[2]) > 140
+    image = np.asarray(Image.open(io.BytesIO(figure.panels()[0].png)).convert("RGB")).astype(int)
+    assert (np.abs(image - color).max(-1) <= 2).sum() > 100
+
+
+def test_a_scalar_runs_over_the_bulk_of_its_values_and_the_key_names_the_ends() -> None:
+    """One stray value far below and one far above leave the colours of the others."""
+    rng = np.random.default_rng(0)
+    points = np.append(rng.uniform(-9, 9, (2000, 2)), np.zeros((2000, 1)), 1)
+    heights = np.linspace(-3.7, 1.4, 2000)
+    heights[:2] = -27.6, 90.0
+    ramp = BevScalar(points, heights, "height, m").key().ramp
+    assert ramp is not None
+    assert ramp[0] == "height, m: \N{MINUS SIGN}3.65 or less"
+    assert ramp[1] == "1.35 or more"
+    (panel,) = BevScalar(points, heights, "height, m").panels()
+    image = np.asarray(Image.open(io.BytesIO(panel.png)).convert("RGB")).astype(int)
+    red, blue = image[..., 0] - image[..., 2], image[..., 2] - image[..., 0]
+    assert (red > 100).sum() > 1000
+    assert (blue > 100).sum() > 1000
+
+
+def test_a_scalar_without_a_finite_value_still_draws() -> None:
+    figure = BevScalar(np.zeros((3, 3)), np.full(3, np.nan), "height, m")
+    assert figure.panels()
+    assert figure.key().ramp is not None
 
 
 def bad_file(path: Path, kind: str) -> None:

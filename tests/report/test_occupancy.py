@@ -18,6 +18,7 @@ from lidarssl.report.occupancy import (
     FULL,
     FULL_COLOR,
     NOTHING_COLOR,
+    RETURN_COLOR,
     RIGHT_COLOR,
     UNDECIDED_COLOR,
     UNKNOWN,
@@ -74,7 +75,7 @@ def test_panels_are_truth_prediction_and_mistakes_of_each_height() -> None:
 
 def test_titles_say_the_height_and_how_much_is_right() -> None:
     titles = [panel.title for panel in slices().panels()]
-    assert titles[0].startswith("0.5 m above the ground")
+    assert titles[0].startswith("0.5 m above the ground at the sensor")
     assert (
         titles[2]
         == "right: 67\N{NO-BREAK SPACE}% of the free and 50\N{NO-BREAK SPACE}% of the full cells"
@@ -110,7 +111,15 @@ def test_unknown_is_the_ground_of_the_picture() -> None:
 def test_the_key_names_every_colour() -> None:
     assert np.abs(255 * blend(np.array(0.5)) - UNDECIDED_COLOR).max() <= 1
     colors = [color for _, color in slices().key().classes]
-    assert len(set(colors)) == len(colors) == 7
+    assert len(set(colors)) == len(colors) == 8
+
+
+def test_right_stands_out_from_nothing_and_returns_are_drawn_as_the_key_says() -> None:
+    right, nothing = np.array(RIGHT_COLOR), np.array(NOTHING_COLOR)
+    assert (right - nothing).min() > 90
+    panel = replace(slices(), points=np.array([[-2.5, -1.5, 0.5]] * 20)).panels()[1]
+    image = np.asarray(Image.open(io.BytesIO(panel.png)).convert("RGB"))
+    assert np.abs(image[640:680, 520:560].astype(int) - RETURN_COLOR).max(-1).min() < 60
 
 
 def test_slices_read_back_equal(tmp_path: Path) -> None:

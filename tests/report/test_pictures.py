@@ -191,3 +191,32 @@ def test_arrays_that_do_not_fit_are_named(draw: Callable[[], bytes], field: str)
     with pytest.raises(DataError) as caught:
         draw()
     assert caught.value.field == field
+
+
+def labels_at(png: bytes) -> set[str]:
+    """Sides of the sensor, ahead and behind, where text stands on the 10 m ring."""
+    image = pixels(png)
+    letters = np.abs(image - (0.663, 0.71, 0.761)).max(-1) < 0.1
+    return {
+        name
+        for name, row in (("ahead", 50), ("behind", 250))
+        if letters[row - 8 : row + 8, 130:170].any()
+    }
+
+
+@pytest.mark.parametrize(("x", "side"), [(-3.0, "ahead"), (3.0, "behind")])
+def test_distances_are_written_away_from_the_ring(x: float, side: str) -> None:
+    points, view = [[x, 0, 0], [0, 14.0, 0]], View(extent=15.0, pixels=300)
+    assert labels_at(pictures.similarity_bev(points, np.eye(2), 0, view)) == {side}
+
+
+def test_points_without_features_are_dark_and_change_no_other_colour() -> None:
+    points = np.array([[5.0, 5, 0], [5.0, -5, 0], [-5.0, 5, 0], [-5.0, -5, 0]])
+    features = np.array([[2.0, 0], [0, 1.0], [1.0, 1.0], [np.nan, np.nan]])
+    rgb = pictures.pca_rgb(features)
+    assert np.allclose(rgb[:3], pictures.pca_rgb(features[:3]))
+    assert rgb[3].max() < 0.25
+    assert np.isnan(pictures.cosine_to(features, 0)).tolist() == [False, False, False, True]
+    image = pixels(pictures.similarity_bev(points, features, 0, View(10.0, 200)))
+    assert image[150, 150].max() < 0.25
+    assert image[50, 150].max() > 0.4

@@ -6,7 +6,7 @@ from html import unescape
 
 from lidarssl.report.schema import LOOK_UP, RANDOM_INIT, ClassTableRow, EfficiencyRow, Protocol
 from lidarssl.report.scores import ScoreTable
-from lidarssl.report.tables import class_table, efficiency_table
+from lidarssl.report.tables import class_table, counted_classes, efficiency_table
 
 ROWS = (
     EfficiencyRow("A", Protocol.PROBE, 0.5, (0.25, 0.29), 60),
@@ -79,3 +79,25 @@ def test_a_class_that_only_one_row_names_is_a_dash_in_the_other() -> None:
     found = {row[0][0]: row for row in cells(class_table([OURS, short]))[1:]}
     assert found[POLE][2:5] == [["–"], ["50.0"], ["–"]]
     assert found[CAR][2] == ["+20.0"]
+
+
+def test_rows_that_average_over_the_same_classes_need_no_warning() -> None:
+    assert counted_classes([OURS, BASE]) is None
+    assert counted_classes([]) is None
+
+
+def test_a_class_that_counts_for_one_row_only_is_named_with_the_numbers() -> None:
+    predicted = replace(OURS, iou=(0.3, 0.1, 0.5, 0.0))
+    text = counted_classes([BASE, predicted])
+    assert text is not None
+    assert "linear probe, 50\N{NO-BREAK SPACE}% of the labels: A 4, random init 3" in text
+    assert "(only some rows count bus)" in text
+
+
+def test_the_look_up_is_compared_within_its_share_of_the_labels_alone() -> None:
+    look_up = replace(BASE, method=LOOK_UP, protocol=Protocol.LOOKUP, iou=(0.1, 0.1, None, None))
+    text = counted_classes([OURS, BASE, look_up])
+    assert text is not None
+    assert "A 3, random init 3, look-up 2 (only some rows count pole)" in text
+    assert counted_classes([OURS, BASE, replace(look_up, fraction=0.1)]) is None
+    assert counted_classes([look_up]) is None

@@ -120,7 +120,8 @@ def _slidr_config(network: Network) -> dict[str, Any]:
 def _no_such_network(network: Network, target: Format, stem: int) -> ConfigError:
     what, better = network.kind, "torchsparse"
     if what == "MinkUNet":
-        what = f"MinkUNet with {stem} convolution(s) in its stem"
+        if target is not Format.OPENPCDET:
+            what = f"MinkUNet with {stem} convolution{'s' * (stem != 1)} in its stem"
         better = {1: "torchsparse or minkowski", 2: "torchsparse or segcontrast"}.get(stem, "")
     elif what != "Spvcnn":
         better = "openpcdet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from lidarssl.weights import WEIGHTS_FILE
 
 CARD_FILE = Path(WEIGHTS_FILE).with_suffix(".json").name
 PAGE_FILE = "README.md"
+_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def push(checkpoint: Checkpoint, card: Card, repository: str, private: bool = False) -> str:
@@ -32,8 +34,10 @@ def push(checkpoint: Checkpoint, card: Card, repository: str, private: bool = Fa
         Address of the repository.
 
     Raises:
-        ConfigError: no huggingface_hub, not logged in, or the hub refuses.
+        ConfigError: no name of a repository, no huggingface_hub, not logged in, no connection, or
+            the hub refuses.
     """
+    check_repository(repository)
     api = _api()
     message = f"Weights of {card.recipe or card.architecture.class_path}"
     with tempfile.TemporaryDirectory(prefix="lidarssl-") as name:
@@ -58,9 +62,11 @@ def pull(repository: str, output: Path, revision: str | None = None) -> Checkpoi
         The checkpoint, read from ``output``.
 
     Raises:
-        ConfigError: no huggingface_hub, no such repository, or no connection.
+        ConfigError: no name of a repository, no huggingface_hub, no such repository, or no
+            connection.
         DataError: the weights are damaged, or have no card of lidarssl.
     """
+    check_repository(repository)
     api = _api()
     with tempfile.TemporaryDirectory(prefix="lidarssl-") as name:
         folder = Path(name)
@@ -72,6 +78,16 @@ def pull(repository: str, output: Path, revision: str | None = None) -> Checkpoi
         checkpoint = _checked(folder, repository)
         path = save(output, checkpoint.state, checkpoint.card)
     return load(path)
+
+
+def check_repository(repository: str) -> None:
+    """Refuse what cannot be a repository, before anything is asked over the network.
+
+    Raises:
+        ConfigError: it is not of the form ``owner/name``.
+    """
+    if not _NAME.fullmatch(repository):
+        raise _no_name(repository)
 
 
 def _checked(folder: Path, repository: str) -> Checkpoint:
@@ -107,11 +123,7 @@ def _explained(repository: str) -> Iterator[None]:
     try:
         yield
     except errors.HFValidationError as error:
-        raise ConfigError(
-            f"'{repository}' is no name of a repository",
-            field="repository",
-            remedy="give owner/name, as in the address of its page",
-        ) from error
+        raise _no_name(repository) from error
     except errors.RepositoryNotFoundError as error:
         raise ConfigError(
             "there is no such repository on the hub, or you may not see it",
@@ -126,18 +138,36 @@ def _explained(repository: str) -> Iterator[None]:
             path=repository,
             remedy="download its weights yourself and read them with `lidarssl convert`",
         ) from error
-    except (errors.HfHubHTTPError, OSError) as error:
+    except (*_http_errors(errors.HfHubHTTPError), OSError) as error:
         raise _refused(repository, error) from error
+
+
+def _http_errors(refusal: type[Exception]) -> tuple[type[Exception], ...]:
+    """Errors of the HTTP client below the hub, which changes with its version.
+
+    Those of a connection that fails need not be ``OSError``, and the hub lets them through.
+    """
+    return tuple(base for base in refusal.__bases__ if base is not Exception)
+
+
+def _no_name(repository: str) -> ConfigError:
+    return ConfigError(
+        f"'{repository}' is no name of a repository",
+        field="repository",
+        remedy="give owner/name, as in the address of its page",
+    )
 
 
 def _refused(repository: str, error: Exception) -> ConfigError:
     """The hub refuses (it has answered with a status), or it cannot be reached."""
     answered = getattr(error, "response", None) is not None
     no_token = type(error).__name__ == "LocalTokenNotFoundError"
+    refused = answered or no_token
+    said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     return ConfigError(
-        f"the hub says: {(str(error).strip() or type(error).__name__).splitlines()[0][:300]}",
+        f"{'the hub says' if refused else 'the hub cannot be reached'}: {said}",
         path=repository,
         remedy="log in with `hf auth login`, with a token that may write there"
-        if answered or no_token
+        if refused
         else "is there a connection to the hub? HF_ENDPOINT may name a mirror",
     )

@@ -50,7 +50,7 @@ def _body(card: Card, state: Mapping[str, Tensor], repository: str) -> Iterator[
     yield "| | |"
     yield "|---|---|"
     yield f"| architecture | `{_plain(card.architecture.class_path)}` |"
-    yield f"| recipe | {_plain(card.recipe) or _UNSTATED} |"
+    yield f"| method | {_plain(card.recipe) or _UNSTATED} |"
     yield f"| data | {', '.join(map(_plain, card.data)) or _UNSTATED} |"
     yield f"| steps | {card.step or _UNSTATED} |"
     yield f"| licence | {_plain(card.licence) or _UNSTATED} |"

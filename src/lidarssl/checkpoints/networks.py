@@ -9,6 +9,7 @@ of the backbones of this library.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -126,7 +127,10 @@ def read_network(
         state, entry, left_out, config = state_of(tensors, path), "", dict[str, str](), {}
         card = card_of(texts, path)
     else:
-        content = read_content(path)
+        with warnings.catch_warnings():
+            # Of torch, about pickles of other programs; what is wrong with one is said below.
+            warnings.simplefilter("ignore", UserWarning)
+            content = read_content(path)
         state, (entry, left_out), card = state_of(content, path), _beside(content), None
         config = content.get("config", {})
     found = find_network(state, path, prefix, layout)

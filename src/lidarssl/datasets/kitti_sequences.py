@@ -111,7 +111,7 @@ class KittiSequences(Dataset):
     def provides(self, split: str) -> Field:
         folder = self.folder / self.frames(split)[0].sequence
         provided = Field.NONE
-        if (folder / "labels").is_dir():
+        if next((folder / "labels").glob("*.label"), None) is not None:
             provided |= Field.SEMANTIC | Field.INSTANCE
         if (folder / "poses.txt").is_file():
             provided |= Field.POSE

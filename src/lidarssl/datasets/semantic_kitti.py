@@ -33,6 +33,12 @@ SEQUENCES = {
     "verifying": _VAL,
 }
 
+# Scans of sequences 00, 01, ...
+_SCANS = (
+    4541, 1101, 4661, 801, 271, 2761, 1101, 1101, 4071, 1591, 1201,
+    921, 1061, 3281, 631, 1901, 1731, 491, 1801, 4981, 831, 2721,
+)  # fmt: skip
+
 # Train class: colour, raw ids. Moving objects count as what they are.
 _CLASSES: dict[str, tuple[tuple[int, int, int], tuple[int, ...]]] = {
     "unlabeled": ((0, 0, 0), (0, 1, 52, 99)),
@@ -111,6 +117,11 @@ class SemanticKitti(KittiSequences):
         folder = self.folder / self.frames(split)[0].sequence
         images = self.cameras and all((folder / camera).is_dir() for camera in self.cameras)
         return super().provides(split) | (Field.IMAGES if images else Field.NONE)
+
+    def absent(self, split: str) -> str:
+        listed = sum(_SCANS[int(sequence)] for sequence in SEQUENCES[split])
+        missing = listed - len(self.frames(split))
+        return f"{missing} of the {listed} scans of the split" if missing > 0 else ""
 
     def label_fraction(self, split: str, skip: int) -> list[FrameId]:
         """Every skip-th scan, or those of a fixed list as far as they are on disk.

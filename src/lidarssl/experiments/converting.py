@@ -3,37 +3,47 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors import SafetensorError
 
 from lidarssl import checkpoints
+from lidarssl.backbones.base import Backbone
+from lidarssl.backbones.minkunet import MinkUNet
 from lidarssl.checkpoints.architectures import (
     check_whole,
     class_of,
     describe,
+    inputs_of,
     missing_arguments,
     told_arguments,
 )
 from lidarssl.checkpoints.convert import Format, foreign_content, state_for, write_foreign
+from lidarssl.checkpoints.minkunet_names import Naming
 from lidarssl.checkpoints.networks import Network, read_network
+from lidarssl.checkpoints.published import published_name, published_names
 from lidarssl.checkpoints.spconv_layouts import SpconvLayout
 from lidarssl.errors import ConfigError
 from lidarssl.experiments.record import weights_of
+from lidarssl.geometry.voxels import cell_coordinates
 from lidarssl.recipes import schema
 from lidarssl.recipes.overrides import explain, override
+from lidarssl.weights import reason
 
 _OWN_SUFFIX, _TORCH_SUFFIXES = ".safetensors", (".pt", ".pth", ".ckpt", ".bin")
-_WRITTEN = {
-    Format.LIDARSSL: "lidarssl probe or finetune RECIPE --checkpoint {path}",
-    Format.TORCHSPARSE: "the downstream code of ALSO, NCLR and BEVContrast takes it as checkpoint",
-    Format.MINKOWSKI: "the downstream code of SLidR and OLIVINE takes it as --pretraining_path",
-    Format.SEGCONTRAST: "NCLR's semantic segmentation on MinkowskiEngine takes it as checkpoint",
-    Format.OPENPCDET: "OpenPCDet's tools/train.py takes it as --pretrained_model",
+# Whose code reads a file, and as which option.
+_READERS = {
+    Format.TORCHSPARSE: ("the downstream code of ALSO, NCLR and BEVContrast", "checkpoint"),
+    Format.MINKOWSKI: ("the downstream code of SLidR and OLIVINE", "--pretraining_path"),
+    Format.SEGCONTRAST: ("NCLR's semantic segmentation on MinkowskiEngine", "checkpoint"),
+    Format.OPENPCDET: ("OpenPCDet's tools/train.py", "--pretrained_model"),
 }
 
 
@@ -108,18 +118,57 @@ def convert(network: Network, wanted: Wanted) -> str:
     path = _output_file(wanted)
     _refuse_options(wanted)
     if wanted.target is Format.LIDARSSL:
-        lines = _write_own(network, wanted)
+        lines = _write_own(network, wanted, path)
     else:
         content = foreign_content(network, wanted.target, wanted.layout)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_foreign(path, content)
+        with _writing(path):
+            write_foreign(path, content)
         lines = []
         if wanted.target is Format.OPENPCDET and network.kind == "VoxelNet":
             lines = [
                 "  without      backbone_2d, which this network has not: it stays random there"
             ]
-    use = _WRITTEN[wanted.target].format(path=path)
+    use = _use(network, wanted.target, path)
     return "\n".join([f"{path}", *lines, f"  use          {use}"])
+
+
+def _use(network: Network, target: Format, path: Path) -> str:
+    """Who takes the file; other code builds networks of its own widths, whatever a file holds."""
+    if target is Format.LIDARSSL:
+        return f"lidarssl probe or finetune RECIPE --checkpoint {path}"
+    code, option = _READERS[target]
+    if target is Format.OPENPCDET:
+        return f"{code} takes it as {option}"
+    naming = Naming(target.value)
+    name = published_name(network, naming)
+    if name is None:
+        return (
+            f"no published network has this shape: {code} builds "
+            f"{', '.join(published_names(naming))} and takes no other as {option}; "
+            "a network that is built alike there takes it, and so does lidarssl"
+        )
+    return f"{code} takes it as {option}, of {name}"
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Make the folder of a file, and say so where it cannot be written.
+
+    Raises:
+        ConfigError: in the place of what the writers raise, each its own.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
+        said = said.rpartition("] . ")[2]  # behind the line of torch's source
+        raise ConfigError(
+            f"cannot be written ({said})",
+            path=path,
+            field="--output",
+            remedy="choose a place where you may write and that has room",
+        ) from error
 
 
 def _output_file(wanted: Wanted) -> Path:
@@ -162,25 +211,65 @@ def _refuse_options(wanted: Wanted) -> None:
         )
 
 
-def _write_own(network: Network, wanted: Wanted) -> list[str]:
+def _write_own(network: Network, wanted: Wanted, path: Path) -> list[str]:
     """Safetensors with a card, from which `probe` and `finetune` know that the weights fit."""
     built = backbone_arguments(network, wanted)
     node = {"class_path": built.class_path, "init_args": dict(built.init_args)}
     backbone = schema.build_backbone(node, seed=0)
-    try:
-        checkpoints.load_into(backbone, state_for(network, backbone))
-    except ConfigError as error:
-        raise ConfigError(
-            error.problem, path=error.path or network.path, remedy=error.remedy
-        ) from error
+    _check_voxels(backbone)
+    _fill(backbone, network, built)
     card = replace(network.card or checkpoints.Card(built), architecture=built)
     if wanted.licence is not None:
         card = replace(card, licence=wanted.licence)
     if wanted.data is not None:
         card = replace(card, data=tuple(wanted.data))
-    checkpoints.save(wanted.output, backbone, card)
+    with _writing(path):
+        checkpoints.save(path, backbone, card)
     shown = ("rule", "point_range", "voxel_size", "added_height", "inputs")
     return [f"  {name:<13}{built.init_args[name]}" for name in shown if name in built.init_args]
+
+
+def _check_voxels(backbone: Backbone) -> None:
+    """Refuse a rule or size that no point could be given a voxel with.
+
+    Raises:
+        ConfigError: names the argument.
+    """
+    if not isinstance(backbone, MinkUNet):
+        return  # the others have made their grid by now
+    try:
+        cell_coordinates(torch.zeros(0, 3), backbone.grid.rule, backbone.grid.voxel_size)
+    except ConfigError as error:
+        raise ConfigError(error.problem, field=f"--{error.field}", remedy=error.remedy) from None
+
+
+def _fill(backbone: Backbone, network: Network, built: checkpoints.Architecture) -> None:
+    """Put the weights into the backbone.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    state = state_for(network, backbone)
+    columns, inputs = built.init_args["inputs"]["columns"], inputs_of(network)
+    if len(columns) != inputs:
+        raise ConfigError(
+            f"the weights take {inputs} value{'s' * (inputs != 1)} of a voxel, "
+            f"the columns are {len(columns)}: {', '.join(columns)}",
+            path=network.path,
+            field="--inputs.columns",
+            remedy=f"give {inputs} with --inputs.columns, or choose a --like recipe whose "
+            f"backbone takes {inputs}",
+        )
+    try:
+        checkpoints.load_into(backbone, state)
+    except ConfigError as error:
+        unet = isinstance(backbone, MinkUNet)
+        raise ConfigError(
+            error.problem,
+            path=error.path or network.path,
+            remedy="choose a --like recipe whose backbone is the network described above, or "
+            f"set its options, e.g. {'--encoder_channels' if unet else '--point_range'}",
+        ) from error
 
 
 def backbone_arguments(network: Network, wanted: Wanted) -> checkpoints.Architecture:
@@ -278,7 +367,7 @@ def _backbone_of(recipe: str) -> dict[str, Any]:
 
 def _of_card(card: checkpoints.Card) -> dict[str, str]:
     rows = {
-        "recipe": card.recipe,
+        "method": card.recipe,
         "data": ", ".join(card.data),
         "steps": str(card.step or ""),
         "licence": card.licence,

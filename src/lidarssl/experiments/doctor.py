@@ -41,14 +41,12 @@ EXTRAS = {
     "synthetic": {"trimesh": "trimesh", "embreex": "embreex"},
     "viewer": {"rerun-sdk": "rerun"},
     "hub": {"huggingface_hub": "huggingface_hub"},
-    "export": {"onnx": "onnx", "onnxruntime": "onnxruntime"},
 }
 PURPOSES = {
     "images": "superpixels, published image encoders",
     "synthetic": "the demo, `data synthesize`",
     "viewer": "the live 3D viewer",
     "hub": "`lidarssl push` and `pull`",
-    "export": "ONNX",
 }
 
 

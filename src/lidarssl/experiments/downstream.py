@@ -21,9 +21,12 @@ from lidarssl.experiments.pictures import (
 from lidarssl.experiments.probing import Judged, ProbeRun
 from lidarssl.experiments.record import (
     RECIPE_FILE,
+    STUDENT_FILE,
+    TASK_FILE,
     Recorder,
     architecture,
     load_backbone,
+    refuse_other_run,
     skipped_note,
 )
 from lidarssl.experiments.scoring import (
@@ -48,8 +51,6 @@ from lidarssl.tasks.semantic import (
 from lidarssl.training.fit import choose_device, fit
 from lidarssl.training.loading import check_needs
 from lidarssl.transforms.base import Transform
-
-TASK_FILE = "task.safetensors"
 
 POINTS = {
     "all": "Every point of every scan counts.",
@@ -97,6 +98,7 @@ def run_downstream(
     recipe: Any = loaded.recipe
     cached = isinstance(recipe, ProbeRecipe)
     _check_options(recipe, verb, resume, seeds)
+    refuse_other_run(run, STUDENT_FILE)
     settings = recipe if cached else recipe.training
     recorder = Recorder(
         run, recipe.about.title or run.name, command, settings.seed, loaded.resolved

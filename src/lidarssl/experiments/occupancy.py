@@ -49,7 +49,7 @@ def occupancy_slices(
     Args:
         points: (N, 3) m, N > 0, the whole scan, x forward.
         occupancy: in the same frame.
-        heights: m above the ground around the sensor.
+        heights: m above the ground at the sensor, a plane.
         extent: half the side of the square, m.
         cell: side of a cell and thickness of a slice, m.
     """
@@ -80,7 +80,7 @@ def occupancy_scene(
         frame: its points are shown beside the cells, coloured by the probability at each.
         occupancy: in its lidar frame.
         extent: half the side of the square around the sensor, m.
-        top: m above the ground; the lowest cells reach half a metre below it.
+        top: m above the ground at the sensor; the lowest cells reach half a metre below it.
         cell: side of a cell, m.
     """
     side, layers = round(2 * extent / cell), round((top + 0.5) / cell)

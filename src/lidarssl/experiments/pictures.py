@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lidarssl.backbones.base import Backbone
+from lidarssl.backbones.bev import BevGrid
 from lidarssl.datasets.base import ClassTable, Dataset
 from lidarssl.experiments.occupancy import OccupancyAt, occupancy_slices
 from lidarssl.frame import Field, Frame, FrameId, collate
@@ -125,7 +126,8 @@ class PictureBook:
             f"Scan {frame.id} in slices {slices.thickness:g} m thick. Truth: a cell that a ray "
             "passes is free; a cell with a return counts as full, although the ray proves it only "
             "of the few centimetres behind the return; nobody saw the rest. Prediction: mean "
-            "probability of the points near the centre of the cell, full above one half.",
+            "probability that the features near the centre of the cell give, full above one half. "
+            "Heights are above the ground at the sensor: on a slope a slice leaves the ground.",
             Section.PREDICTIONS,
         )
 
@@ -147,25 +149,28 @@ class PictureBook:
         """PCA of the features of every point, and similarity to one point.
 
         Args:
-            features: (N, C) of the points of the frame; pictures show their directions after
-                every channel is standardised, as a linear probe sees them.
+            features: (N, C) of the points of the frame, NaN where the network has none; pictures
+                show their directions after every channel is standardised, as a linear probe sees
+                them.
         """
         features = standard_directions(features)
+        known = torch.isfinite(features).all(1)
+        unknown = "" if bool(known.all()) else " Dark: outside the network's grid, no features."
         self.add(
             f"pca_{_slug(name)}",
             FeaturePca(self.points_of(frame), features.numpy()),
             f"Features: {name}",
-            f"The three main directions of the features as red, green, blue. {caption}",
+            f"The three main directions of the features as red, green, blue. {caption}{unknown}",
             Section.FEATURES,
         )
-        query, what = query_point(frame, self.classes)
+        query, what = query_point(frame, self.classes, known)
         camera = _camera_of(frame, query)
         self.add(
             f"similarity_{_slug(name)}",
             Similarity(self.points_of(frame), features.numpy(), query, *camera),
             f"Similarity: {name}",
             f"Cosine similarity of every point to the ringed one ({what}). "
-            "Other objects of its kind should light up, and little else.",
+            f"Other objects of its kind should light up, and little else.{unknown}",
             Section.FEATURES,
         )
 
@@ -189,10 +194,20 @@ class PictureBook:
 
 @torch.no_grad()
 def point_features(backbone: Backbone, frame: Frame, device: torch.device) -> Tensor:
-    """Features of the points of one frame in eval mode, (N, C) on the CPU."""
+    """Features of the points of one frame in eval mode, (N, C) on the CPU.
+
+    NaN where the network has none of the point's own: outside its bird's-eye grid it repeats the
+    border or says zero, which a picture would show as something learned.
+    """
     backbone.to(device).eval()
     features: Tensor = backbone(collate([bare(frame)]).to(device).points).at_points()
-    return features.float().cpu()
+    features = features.float().cpu()
+    grid = getattr(backbone, "bev", None)
+    if isinstance(grid, BevGrid):
+        place = grid.coordinates(frame.points)
+        inside = (place >= 0) & (place < place.new_tensor((grid.width, grid.height)))
+        features[~(inside.all(1) & features.any(1))] = torch.nan
+    return features
 
 
 def point_predictions(task: SemanticSegmentation, frame: Frame, device: torch.device) -> Tensor:
@@ -219,29 +234,43 @@ def most_crowded(points: Tensor, radius: float = 0.7, most: int = 2000) -> int:
 
 
 def standard_directions(features: Tensor) -> Tensor:
-    """Rows of unit length after every channel has mean 0 and standard deviation 1, (N, C)."""
-    spread = features.std(0, correction=0).clamp(min=1e-6)
-    return torch.nn.functional.normalize((features - features.mean(0)) / spread, dim=1)
+    """Rows of unit length after every channel has mean 0 and standard deviation 1, (N, C).
+
+    Rows with NaN stay out of both and become NaN.
+    """
+    known = torch.isfinite(features).all(1)
+    rows = features[known]
+    spread = rows.std(0, correction=0).clamp(min=1e-6)
+    directions = torch.full_like(features, torch.nan)
+    directions[known] = torch.nn.functional.normalize((rows - rows.mean(0)) / spread, dim=1)
+    return directions
 
 
-def query_point(frame: Frame, classes: ClassTable) -> tuple[int, str]:
+def query_point(frame: Frame, classes: ClassTable, known: Tensor | None = None) -> tuple[int, str]:
     """A point worth asking about: on a car where labels say so, else about 10 m away.
 
     Points that fall into an image are preferred.
+
+    Args:
+        known: (N,) bool, points that may be asked about; None, or none of them, means all.
     """
     distance = frame.points[:, :2].norm(dim=1)
+    usable = torch.ones(len(frame), dtype=torch.bool)
+    if known is not None and bool(known.any()):
+        usable = known
     seen = torch.zeros(len(frame), dtype=torch.bool)
     if frame.matches is not None:
         seen[frame.matches.point] = True
+    seen &= usable
     for name in QUERY_CLASSES:
         if frame.semantic is None or name not in classes.names:
             continue
-        chosen = frame.semantic == classes.names.index(name)
+        chosen = usable & (frame.semantic == classes.names.index(name))
         for mask in (chosen & seen, chosen):
             if int(mask.sum()) >= 20:
                 rows = torch.nonzero(mask)[:, 0]
                 return int(rows[most_crowded(frame.points[rows])]), f"on a {name}"
-    rows = torch.nonzero(seen)[:, 0] if bool(seen.any()) else torch.arange(len(frame))
+    rows = torch.nonzero(seen if bool(seen.any()) else usable)[:, 0]
     return int(rows[(distance[rows] - 10).abs().argmin()]), "about 10 m away"
 
 

@@ -13,9 +13,17 @@ from torch import Tensor
 
 from lidarssl import checkpoints
 from lidarssl.distributed import rank
+from lidarssl.errors import ConfigError, DataError
 from lidarssl.experiments.method_pictures import add_method_pictures
 from lidarssl.experiments.pictures import PictureBook, picture_frame, point_features
-from lidarssl.experiments.record import STUDENT_FILE, Recorder, architecture, skipped_note
+from lidarssl.experiments.record import (
+    STUDENT_FILE,
+    TASK_FILE,
+    Recorder,
+    architecture,
+    refuse_other_run,
+    skipped_note,
+)
 from lidarssl.frame import Batch, FrameId
 from lidarssl.methods.base import Method
 from lidarssl.recipes.schema import LoadedRecipe, PretrainRecipe
@@ -42,6 +50,7 @@ def pretrain_recipe(
         The report; beside it ``student.safetensors``.
     """
     recipe: PretrainRecipe = loaded.recipe
+    refuse_other_run(run, TASK_FILE)
     recorder = Recorder(
         run, recipe.about.title or run.name, command, recipe.training.seed, loaded.resolved
     )
@@ -121,7 +130,12 @@ def add_pretraining_pictures(
 
 def picture_split(recipe: PretrainRecipe) -> str:
     """The held-out split where it has a frame, else that of training."""
-    return recipe.val_split if recipe.dataset.frames(recipe.val_split) else recipe.train_split
+    try:
+        return recipe.val_split if recipe.dataset.frames(recipe.val_split) else recipe.train_split
+    except ConfigError:
+        raise
+    except DataError:  # a root with training data alone; pictures need no more
+        return recipe.train_split
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from lidarssl.report.schema import RunRecord, Stage
 RECIPE_FILE = "recipe.yaml"
 LOCK_FILE = ".lock"
 STUDENT_FILE = "student.safetensors"
+TASK_FILE = "task.safetensors"
 
 # Constructor arguments that change neither the weights nor what they mean.
 FREE_ARGUMENTS = (
@@ -34,6 +35,11 @@ FREE_ARGUMENTS = (
 )  # fmt: skip
 # Parts of a backbone that start anew on another task.
 HEADS = ("final.", "final_class_level.")
+_OTHER_BACKBONE = (
+    "choose a recipe whose backbone is that of the checkpoint (`lidarssl convert` describes it), "
+    "or set its arguments with --task.backbone.NAME or --backbone.NAME, as "
+    "`lidarssl recipes RECIPE --keys` lists them"
+)
 
 
 def lock_folder(run: Path) -> IO[str] | None:
@@ -137,6 +143,21 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
+def refuse_other_run(run: Path, file: str) -> None:
+    """Keep a run of another kind, known by its ``file``, from being written over.
+
+    Raises:
+        ConfigError: the folder holds one.
+    """
+    if (run / file).is_file():
+        raise ConfigError(
+            f"holds another run, with its {file}",
+            path=run,
+            field="--run",
+            remedy="choose another folder with --run",
+        )
+
+
 def skipped_note(count: int) -> list[str]:
     """The sentence of a run that replaced ``count`` bad samples; nothing when there was none."""
     if not count:
@@ -168,16 +189,18 @@ def weights_of(path: Path, option: str) -> Path:
     Raises:
         DataError: there is none.
     """
+    remedy = "give a weights file, or the run folder of a finished `lidarssl pretrain`"
     if path.is_dir():
+        if (path / TASK_FILE).is_file():
+            remedy = f"{path / TASK_FILE} is a backbone with the head of a probe or finetune: " + (
+                "give that file"
+                if option == "SOURCE"
+                else "`lidarssl convert` with --like RECIPE takes the backbone out of it"
+            )
         inside = (path / STUDENT_FILE, path / checkpoints.WEIGHTS_FILE)
         path = next((file for file in inside if file.is_file()), inside[0])
     if not path.is_file():
-        raise DataError(
-            "no such checkpoint",
-            path=path,
-            field=option,
-            remedy="give a weights file, or the run folder of a finished `lidarssl pretrain`",
-        )
+        raise DataError("no such checkpoint", path=path, field=option, remedy=remedy)
     return path
 
 
@@ -198,19 +221,25 @@ def load_backbone(backbone: Backbone, path: Path, wanted: checkpoints.Architectu
     path = weights_of(path, "--checkpoint")
     if path.suffix == ".safetensors":
         loaded = checkpoints.load(path)
-        try:
+        with _told_to_the_user(path):
             wanted.check_same(loaded.card.architecture, ignore=FREE_ARGUMENTS)
-        except ConfigError as error:
-            raise ConfigError(error.problem, path=path, remedy=error.remedy) from error
-        checkpoints.load_into(backbone, loaded, drop=HEADS)
+            checkpoints.load_into(backbone, loaded, drop=HEADS)
         return loaded.card.recipe or path.stem
+    state = _foreign_state(path, backbone, wanted)
+    with _told_to_the_user(path):
+        checkpoints.load_into(backbone, state, drop=HEADS)
+    return path.stem
+
+
+@contextmanager
+def _told_to_the_user(path: Path) -> Iterator[None]:
+    """Weights that do not fit, with a remedy in options instead of calls."""
     try:
-        checkpoints.load_into(backbone, _foreign_state(path, backbone, wanted), drop=HEADS)
+        yield
     except ConfigError as error:
         raise ConfigError(
-            error.problem, path=error.path or path, field=error.field, remedy=error.remedy
+            error.problem, path=error.path or path, field=error.field, remedy=_OTHER_BACKBONE
         ) from error
-    return path.stem
 
 
 def _foreign_state(
@@ -221,7 +250,8 @@ def _foreign_state(
         # A network that is known to its author alone: its names must be the file's.
         return read_reference(path).state
     network = read_network(path)
-    _check_settings(network, wanted)
+    with _told_to_the_user(path):
+        _check_settings(network, wanted)
     return state_for(network, backbone)
 
 

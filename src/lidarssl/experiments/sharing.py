@@ -25,8 +25,9 @@ def push(source: Path, repository: str, licence: str | None = None, private: boo
 
     Raises:
         DataError: no weights, or without a card.
-        ConfigError: no licence is known, or the hub refuses.
+        ConfigError: no name of a repository, no licence is known, or the hub refuses.
     """
+    hub.check_repository(repository)
     checkpoint = checkpoints.load(weights_of(source, "SOURCE"))
     card = checkpoint.card if licence is None else replace(checkpoint.card, licence=licence)
     if not card.licence.strip():
@@ -72,7 +73,7 @@ def pull(
 def _summary(card: checkpoints.Card) -> str:
     rows = {
         "network": card.architecture.class_path.rpartition(".")[2],
-        "recipe": card.recipe,
+        "method": card.recipe,
         "data": ", ".join(card.data),
         "licence": card.licence,
     }

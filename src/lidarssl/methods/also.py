@@ -72,6 +72,14 @@ class ScanSampling:
     rotate: bool = True
     flip: Literal["none", "x", "xy"] = "x"
 
+    def __post_init__(self) -> None:
+        if self.max_range is not None and self.min_range >= self.max_range:
+            raise ConfigError(
+                f"no point is {self.min_range} m or more and {self.max_range} m or less away",
+                field="method.sampling.min_range, method.sampling.max_range",
+                remedy="give a range that is not empty",
+            )
+
     def transforms(self, training: bool) -> list[Transform]:
         """Thin, make queries, thin again, turn and mirror both."""
         steps: list[Transform] = [DropUnlabeled()] if self.drop_unlabeled else []

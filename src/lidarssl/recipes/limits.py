@@ -6,8 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from lidarssl.backbones.minkunet import MinkUNet
+from lidarssl.backbones.second import Second
+from lidarssl.backbones.voxelnet import VoxelNet
 from lidarssl.errors import ConfigError
-from lidarssl.methods.also import ScanSampling
+from lidarssl.methods.also import Also, ScanSampling
 from lidarssl.methods.image_to_lidar import ImageToLidar, PairAugmentation
 from lidarssl.methods.ppkt import Ppkt
 from lidarssl.recipes.keys import Section, sections
@@ -26,6 +29,10 @@ def at_least(low: int) -> Rule:
 
 POSITIVE: Rule = (lambda value: 0 < value < math.inf, "a number above 0")
 SHARE: Rule = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
+SIZES: Rule = (
+    lambda value: all(0 < size < math.inf for size in _several(value)),
+    "one or three numbers above 0",
+)
 PIXELS: Rule = (lambda value: all(side >= 1 for side in value), "1 or more pixels each")
 PRECISIONS = ("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed")
 
@@ -62,6 +69,15 @@ LIMITS: dict[type, dict[str, Rule]] = {
     },
     ImageToLidar: {"embedding": at_least(1), "temperature": POSITIVE},
     Ppkt: {"num_matches": at_least(1)},
+    Also: {
+        "latent": at_least(1),
+        "occupancy_weight": at_least(0),
+        "intensity_weight": at_least(0),
+        "intensity_scale": POSITIVE,
+    },
+    MinkUNet: {"voxel_size": SIZES},
+    VoxelNet: {"voxel_size": SIZES},
+    Second: {"voxel_size": SIZES},
     ScanSampling: {
         "voxel_size": POSITIVE,
         "num_queries": at_least(3),
@@ -84,6 +100,10 @@ RECIPE_LIMITS: dict[str, Rule] = {
     "adapt_frames": at_least(1),
     "eval_batch_size": at_least(1),
 }
+
+
+def _several(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def check_limits(recipe: Section) -> None:

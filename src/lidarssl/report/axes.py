@@ -46,6 +46,12 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [index * step for index in range(first, last + 1)]
 
 
+def step_ticks(first: float, last: float) -> list[float]:
+    """Round whole numbers inside [first, last]; the ends where there is none."""
+    ticks = [tick for tick in nice_ticks(first, last) if first <= tick <= last and tick % 1 == 0]
+    return ticks or sorted({first, last})
+
+
 def frame(
     area: Area,
     y: Scale,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import groupby
 
-from lidarssl.report.axes import Area, Scale, frame, linear, nice_ticks, path, svg
+from lidarssl.report.axes import Area, Scale, frame, linear, nice_ticks, path, step_ticks, svg
 from lidarssl.report.markup import Html, element, join
 from lidarssl.report.schema import LOOK_UP, RANDOM_INIT, Protocol
 from lidarssl.report.scores import Column, ScoreTable, is_baseline, percent
@@ -121,9 +121,9 @@ def loss_curve(curve: Curve, label: str) -> Html | None:
     high = max(one[2] for one in finite)
     ticks = nice_ticks(low, high, 4)
     y = linear(ticks[0], ticks[-1], area.y_end, area.top)
-    last_step = max(curve.steps)
-    x = linear(min(curve.steps), last_step, area.left + 4, area.x_end - 6)
-    x_ticks = [(x(s), f"{s:g}") for s in nice_ticks(0, last_step) if s <= last_step]
+    first_step, last_step = min(curve.steps), max(curve.steps)
+    x = linear(first_step, last_step, area.left + 4, area.x_end - 6)
+    x_ticks = [(x(s), f"{s:g}") for s in step_ticks(first_step, last_step)]
     parts = [frame(area, y, ticks, x_ticks, "step")]
     for present, group in groupby(bins, key=lambda one: one is not None):
         run = [one for one in group if one is not None]

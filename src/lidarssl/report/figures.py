@@ -15,6 +15,7 @@ from lidarssl.errors import DataError
 from lidarssl.report import pictures
 from lidarssl.report.figure_data import FigureData, Key, Panel, to_array
 from lidarssl.report.occupancy import OccupancySlices
+from lidarssl.report.palette import visible
 from lidarssl.report.pictures import Array, View
 from lidarssl.report.scores import percent
 
@@ -174,7 +175,9 @@ class Similarity(FigureData):
 
 @dataclass(frozen=True)
 class BevScalar(FigureData):
-    """A scan coloured by any scalar, e.g. intensity or height.
+    """A scan coloured by any scalar, e.g. intensity or height, from its 1st to 99th percentile.
+
+    A few points far below the ground or high above would leave one colour for all the others.
 
     Attributes:
         points: (N, 3) m.
@@ -190,10 +193,18 @@ class BevScalar(FigureData):
     extent: float | None = None
 
     def panels(self) -> tuple[Panel, ...]:
-        return (Panel("", pictures.bev(self.points, self.value, View(self.extent))),)
+        shown = np.clip(to_array(self.value).astype(np.float64), *self._ends())
+        return (Panel("", pictures.bev(self.points, shown, View(self.extent))),)
 
     def key(self) -> Key:
-        return Key(ramp=(f"low {self.name}", "high", pictures.RANGE_COLORS))
+        low, high = (f"{end:.3g}".replace("-", "\N{MINUS SIGN}") for end in self._ends())
+        return Key(ramp=(f"{self.name}: {low} or less", f"{high} or more", pictures.RANGE_COLORS))
+
+    def _ends(self) -> tuple[float, float]:
+        values = to_array(self.value).astype(np.float64)
+        finite = values[np.isfinite(values)]
+        low, high = np.percentile(finite, [1, 99]) if finite.size else (0.0, 1.0)
+        return float(low), float(high)
 
 
 KINDS: tuple[type[FigureData], ...] = (
@@ -280,10 +291,10 @@ def _from_array(value: NDArray[Any]) -> Any:
 
 def _class_key(names: tuple[str, ...], colors: Array, seen: Array) -> Key:
     """The classes that occur, without the ignored one."""
-    palette = to_array(colors)
+    palette = np.round(255 * visible(to_array(colors))).astype(int).tolist()
     return Key(
         classes=tuple(
-            (names[index], (int(palette[index][0]), int(palette[index][1]), int(palette[index][2])))
+            (names[index], (palette[index][0], palette[index][1], palette[index][2]))
             for index in np.unique(seen).tolist()
             if 0 < index < min(len(names), len(palette))
         )

@@ -20,9 +20,10 @@ FULL_COLOR: _RGB = (255, 166, 64)
 UNDECIDED_COLOR: _RGB = (156, 145, 126)
 """Half way between the two."""
 NOTHING_COLOR: _RGB = (16, 21, 28)
-RIGHT_COLOR: _RGB = (84, 98, 111)
+RIGHT_COLOR: _RGB = (122, 140, 158)
 WRONGLY_FULL_COLOR: _RGB = (255, 90, 79)
 WRONGLY_FREE_COLOR: _RGB = (214, 120, 255)
+RETURN_COLOR: _RGB = (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class OccupancySlices(FigureData):
     """Horizontal slices around a scan: what its rays saw, the prediction, and the mistakes.
 
     Attributes:
-        heights: (H,) m above the ground, the middles of the slices.
+        heights: (H,) m above the ground at the sensor, the middles of the slices.
         thickness: of a slice, m.
         extent: half the side of the square that the cells fill, m.
         truth: (H, X, Y) ``UNKNOWN``, ``FREE`` or ``FULL``.
@@ -59,7 +60,10 @@ class OccupancySlices(FigureData):
             inside = points[np.abs(points[:, 2] - height) < self.thickness / 2]
             mistakes, text = _mistakes(true, predicted)
             drawn += [
-                Panel(f"{height:g} m above the ground: what the rays saw", self._png(_seen(true))),
+                Panel(
+                    f"{height:g} m above the ground at the sensor: what the rays saw",
+                    self._png(_seen(true)),
+                ),
                 Panel("predicted, with the returns", self._png(blend(predicted), inside)),
                 Panel(text, self._png(mistakes)),
             ]
@@ -75,7 +79,11 @@ class OccupancySlices(FigureData):
                 ("free", FREE_COLOR),
                 ("undecided", UNDECIDED_COLOR),
                 ("full", FULL_COLOR),
-                ("not seen, or no point near enough to answer", NOTHING_COLOR),
+                ("return in the slice", RETURN_COLOR),
+                (
+                    "not seen; or no answer: no point near enough, or outside the network's grid",
+                    NOTHING_COLOR,
+                ),
                 ("right", RIGHT_COLOR),
                 ("free, called full", WRONGLY_FULL_COLOR),
                 ("full, called free", WRONGLY_FREE_COLOR),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime
 from importlib import resources
-from itertools import groupby
 
 from lidarssl.report import charts, tables
 from lidarssl.report.embed import PictureBudget, ramp_css
@@ -14,6 +13,7 @@ from lidarssl.report.markup import Html, element, join
 from lidarssl.report.run_folder import RunFolder
 from lidarssl.report.schema import (
     LOOK_UP,
+    MIOU_NAN,
     RANDOM_INIT,
     ClassTableRow,
     PictureRecord,
@@ -178,6 +178,7 @@ def _scores_section(results: Results | None, table: ScoreTable) -> _NamedSection
         chart = charts.label_efficiency(table, protocol)
         if chart is not None:
             drawn.append(element("figure", chart, element("figcaption", caption)))
+    counted = tables.counted_classes(results.classes) if results.metric == MIOU_NAN else None
     chart_note = "mIoU, large dots: mean; bars: ± one standard deviation; small dots: single seeds."
     return _section(
         anchor,
@@ -189,6 +190,7 @@ def _scores_section(results: Results | None, table: ScoreTable) -> _NamedSection
             f"difference to {RANDOM_INIT}. Evaluated on {results.evaluated_on}.",
             class_="small",
         ),
+        element("p", counted, class_="small") if counted else None,
         charts.legend(table.methods) if drawn else None,
         element("div", *drawn, class_="columns") if drawn else None,
         element("p", chart_note, class_="small") if drawn else None,
@@ -223,14 +225,8 @@ def _classes_section(results: Results | None) -> _NamedSection:
     anchor, title = "classes", "Class by class"
     if results is None or not results.classes:
         return anchor, title, None
-    order = list(Protocol)
-
-    def key(row: ClassTableRow) -> tuple[int, float]:
-        return order.index(row.protocol), -row.fraction
-
     parts: list[Html] = []
-    for _, group in groupby(sorted(results.classes, key=key), key=key):
-        rows = list(group)
+    for rows in tables.class_groups(results.classes):
         heading = str(Column(rows[0].protocol, rows[0].fraction))
         content = join(charts.legend([row.method for row in rows]), tables.class_table(rows))
         body = join(content, _confusions(rows))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lidarssl.errors import DataError
+from lidarssl.report.palette import class_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,11 +45,13 @@ class View:
         pixels: side of the picture.
         priority: (N,) points of higher value are drawn over others; None = height, as seen from
             above.
+        labels_ahead: write the distances of the rings ahead of the sensor instead of behind it.
     """
 
     extent: float | None = None
     pixels: int = 720
     priority: Array | None = None
+    labels_ahead: bool = False
 
 
 def lidar_on_image(
@@ -105,7 +108,7 @@ def camera_labels(
     picture = _rgb(image)
     ids = _array(labels)
     _check_size("labels", ids, picture)
-    tint = _class_colors(ids, colors)
+    tint = class_colors(ids, _array(colors))
     weight = np.where(ids > 0, strength, 0.0)[..., None]
     return _image_png(_enlarge(picture * (1 - weight) + tint * weight, _image_scale(picture)))
 
@@ -133,7 +136,7 @@ def bev_classes(
         colors: (C, 3) RGB 0..255.
     """
     ids = _array(labels)
-    color = _class_colors(ids, colors)
+    color = class_colors(ids, _array(colors))
     color[ids == 0] = _hex(IGNORED)
     return bev(points, color, view)
 
@@ -187,6 +190,8 @@ def similarity_bev(
 ) -> bytes:
     """Cosine similarity of every point to one, blue low to red high, the query in a white ring.
 
+    Points without features (NaN) are dark.
+
     Source: the correlation maps of ScaLR, scaled per scan.
 
     Args:
@@ -195,9 +200,10 @@ def similarity_bev(
         query: index of the chosen point.
     """
     similarity = cosine_to(features, query)
-    view = replace(view or View(), priority=similarity)
-    figure, axes = _bev_axes(points, similarity, SIMILARITY_COLORS, view)
     x, y = _array(points)[query, :2]
+    # The ring would hide a label behind the sensor.
+    view = replace(view or View(), priority=np.nan_to_num(similarity, nan=-2), labels_ahead=x < 0)
+    figure, axes = _bev_axes(points, similarity, SIMILARITY_COLORS, view)
     axes.scatter([-y], [x], s=170, facecolors="none", edgecolors="white", linewidths=1.8, zorder=5)
     return _png(figure)
 
@@ -212,12 +218,14 @@ def similarity_on_image(
 
 
 def cosine_to(features: ArrayLike, query: int) -> Array:
-    """(N,) cosine of the features (N, C) with those of point ``query``; 0 for a zero feature.
+    """(N,) cosine of the features (N, C) with those of point ``query``.
+
+    0 for a zero feature, NaN for one with NaN.
 
     Raises:
         DataError: there is no such point.
     """
-    rows = np.nan_to_num(_array(features).astype(np.float64))
+    rows = _array(features).astype(np.float64)
     if not 0 <= query < len(rows):
         raise DataError(f"point {query} of {len(rows)} does not exist", field="query")
     norms = np.linalg.norm(rows, axis=1)
@@ -229,11 +237,13 @@ def pca_rgb(features: ArrayLike) -> Array:
     """(N, 3) in [0, 1]: the three main components of the features (N, C).
 
     Each is scaled to its 2nd..98th percentile; the sign of a component is fixed by its largest
-    loading, so that equal features give equal colours.
+    loading, so that equal features give equal colours. Rows with NaN are dark.
     """
-    rows = np.nan_to_num(_array(features).astype(np.float64))
+    every = _array(features).astype(np.float64)
+    known = np.isfinite(every).all(1)
+    rows, colors = every[known], np.tile(_hex(IGNORED), (len(every), 1))
     if len(rows) == 0:
-        return np.zeros((0, 3))
+        return colors
     centred = rows - rows.mean(0)
     _, vectors = np.linalg.eigh(centred.T @ centred)
     main = vectors[:, ::-1][:, :3]
@@ -241,7 +251,8 @@ def pca_rgb(features: ArrayLike) -> Array:
     rgb = np.full((len(rows), 3), 0.5)
     rgb[:, : main.shape[1]] = np.stack([_spread(column) for column in (centred @ main).T], 1)
     # Points must stay visible on the dark ground.
-    return 0.15 + 0.85 * rgb
+    colors[known] = 0.15 + 0.85 * rgb
+    return colors
 
 
 def _spread(values: Array) -> Array:
@@ -261,7 +272,7 @@ def _bev_axes(points: ArrayLike, values: Array, colormap: str, view: View) -> tu
     figure, axes = _figure(view.pixels, view.pixels)
     axes.set_xlim(-extent, extent)
     axes.set_ylim(-extent, extent)
-    _rings(axes, extent)
+    _rings(axes, extent, view.labels_ahead)
     color = values if values.ndim == 2 else _colormap(values, colormap)
     order = np.argsort(priority[finite], kind="stable")
     inside = int((np.abs(xyz[:, :2]) < extent).all(1).sum())
@@ -273,7 +284,7 @@ def _bev_axes(points: ArrayLike, values: Array, colormap: str, view: View) -> tu
     return figure, axes
 
 
-def _rings(axes: Axes, extent: float) -> None:
+def _rings(axes: Axes, extent: float, labels_ahead: bool = False) -> None:
     from matplotlib.patches import Circle
 
     step = next(s for s in (2, 5, 10, 20, 50, 100, 1000) if extent / s <= 5 or s == 1000)
@@ -282,7 +293,7 @@ def _rings(axes: Axes, extent: float) -> None:
         if radius < extent * 0.97:
             axes.text(
                 0,
-                -radius,
+                radius if labels_ahead else -radius,
                 f"{radius} m",
                 color=_LABEL,
                 fontsize=11,
@@ -345,7 +356,9 @@ def _colormap(values: Array, name: str) -> Array:
     low, high = (values[finite].min(), values[finite].max()) if finite.any() else (0.0, 1.0)
     scaled = (np.where(finite, values, low) - low) / max(high - low, 1e-12)
     start = DARKEST.get(name, 0.0)
-    return np.asarray(matplotlib.colormaps[name](start + (1 - start) * scaled))
+    colors = np.asarray(matplotlib.colormaps[name](start + (1 - start) * scaled))
+    colors[~finite, :3] = _hex(IGNORED)
+    return colors
 
 
 def _rgb(image: ArrayLike) -> Array:
@@ -355,15 +368,6 @@ def _rgb(image: ArrayLike) -> Array:
     if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise DataError(f"has shape {pixels.shape}, not (H, W, 3)", field="image")
     return pixels / 255.0 if pixels.dtype == np.uint8 else pixels.astype(np.float64)
-
-
-def _class_colors(ids: Array, colors: ArrayLike) -> Array:
-    palette = _array(colors).reshape(-1, 3) / 255.0
-    if ids.size and not (ids.min() >= 0 and ids.max() < len(palette)):
-        raise DataError(
-            f"class ids {ids.min()}..{ids.max()} for a palette of {len(palette)}", field="colors"
-        )
-    return palette[ids]
 
 
 def _hex(color: str) -> Array:

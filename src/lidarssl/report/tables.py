@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from lidarssl.report.charts import series_class
 from lidarssl.report.markup import Html, element
@@ -122,6 +123,53 @@ def class_table(rows: Sequence[ClassTableRow]) -> Html:
     body = [element("tr", *_class_cells(name, ordered, baseline, scale, methods)) for name in names]
     head = element("thead", element("tr", *columns))
     return scrollable(element("table", head, element("tbody", *body), class_="classes"))
+
+
+def class_groups(rows: Sequence[ClassTableRow]) -> list[list[ClassTableRow]]:
+    """Rows of one protocol and share of the labels together, in reading order."""
+    order = list(Protocol)
+
+    def key(row: ClassTableRow) -> tuple[int, float]:
+        return order.index(row.protocol), -row.fraction
+
+    return [list(group) for _, group in groupby(sorted(rows, key=key), key=key)]
+
+
+def counted_classes(rows: Sequence[ClassTableRow]) -> str | None:
+    """Where the 'nan' mIoU of rows that are compared averages over different classes.
+
+    Returns:
+        A warning that names them; None where all rows agree.
+    """
+    look_up = [row for row in rows if row.protocol is Protocol.LOOKUP]
+    found = []
+    for group in class_groups([row for row in rows if row.protocol is not Protocol.LOOKUP]):
+        column = Column(group[0].protocol, group[0].fraction)
+        compared = [*group, *(row for row in look_up if row.fraction == column.fraction)]
+        if (counted := _counted(compared)) is not None:
+            found.append(f"{column}: {counted}")
+    if not found:
+        return None
+    return (
+        "Not every row averages over the same classes: one without a labelled point counts, as 0, "
+        "for the rows that predict it. A difference between such rows mixes classes. Classes "
+        f"counted, over the seeds together: {'; '.join(found)}."
+    )
+
+
+def _counted(rows: Sequence[ClassTableRow]) -> str | None:
+    counted = {
+        row.method: {name for name, iou in zip(row.names, row.iou, strict=True) if iou is not None}
+        for row in rows
+    }
+    named = dict.fromkeys(name for row in rows for name in row.names)
+    some = [
+        name for name in named if 0 < sum(name in one for one in counted.values()) < len(counted)
+    ]
+    if not some:
+        return None
+    numbers = ", ".join(f"{method} {len(counted[method])}" for method in order_methods(counted))
+    return f"{numbers} (only some rows count {', '.join(some)})"
 
 
 def _class_cells(

@@ -137,6 +137,11 @@ class StepProgress(TQDMProgressBar):
         bar.set_description(self.stage)
         return bar
 
+    def on_exception(self, *args: Any) -> None:
+        """Leave the line of the bar, so that the message gets one of its own."""
+        if self._train_progress_bar is not None:
+            self.train_progress_bar.close()
+
     def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description(self.stage)

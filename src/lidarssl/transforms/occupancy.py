@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lidarssl.errors import ConfigError
+from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Frame, Queries
 from lidarssl.geometry.balls import ball_pairs
 from lidarssl.geometry.neighbours import nearest
@@ -99,6 +99,9 @@ class MakeQueries:
     Args:
         count: of a frame.
         depth: m, see ``occupancy_queries``.
+
+    Raises:
+        DataError: the frame has no points.
     """
 
     def __init__(self, count: int = 2048, depth: float = 0.1) -> None:
@@ -109,6 +112,12 @@ class MakeQueries:
         self.count, self.depth = count, depth
 
     def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
+        if not len(frame):
+            raise DataError(
+                f"no point of frame {frame.id} is left to make queries from",
+                field="sampling",
+                remedy="widen sampling.min_range, max_range and max_height",
+            )
         draws = draw_queries(len(frame), self.count, rng)
         queries = occupancy_queries(frame.points, frame.intensity, draws, self.depth)
         return replace(frame, queries=queries)

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lidarssl.datasets.layout import find_root
+from lidarssl.errors import DataError
+
+
+def test_the_right_level_is_suggested_from_above_and_from_below(tmp_path: Path) -> None:
+    inside = tmp_path / "kitti" / "training" / "velodyne"
+    inside.mkdir(parents=True)
+    root = find_root(tmp_path / "kitti", ["training"], "")
+    assert root == tmp_path / "kitti"
+    for wrong in (tmp_path, inside):
+        with pytest.raises(DataError) as caught:
+            find_root(wrong, ["training"], "")
+        assert caught.value.remedy == f"use root {tmp_path / 'kitti'}"
+
+
+def test_a_folder_beside_that_only_shares_the_name_is_not_suggested(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(DataError) as caught:
+        find_root(tmp_path / "elsewhere", ["data"], "give the folder that holds data")
+    assert caught.value.remedy == "give the folder that holds data"

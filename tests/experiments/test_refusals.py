@@ -1,0 +1,96 @@
+"""What a run refuses to do: write over another run, train on nothing, or lack a held-out split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dataset_files import write_semantic_kitti
+from lidarssl.cli import main
+
+TRAIN_ALONE = (("00", 3), ("01", 2))
+
+
+def pretrain(root: Path, run: Path, *options: str) -> int:
+    return main(
+        [
+            "pretrain",
+            "also_minkunet_kitti_sample",
+            "--dataset.root",
+            str(root),
+            "--quiet",
+            "--run",
+            str(run),
+            "--training.steps",
+            "2",
+            *options,
+        ]
+    )
+
+
+def probe(root: Path, run: Path, *options: str) -> int:
+    return main(
+        [
+            "probe",
+            "probe_minkunet_kitti_sample_also",
+            "--dataset.root",
+            str(root),
+            "--quiet",
+            "--run",
+            str(run),
+            "--no-baseline",
+            "--probe.steps",
+            "2",
+            *options,
+        ]
+    )
+
+
+def test_a_probe_does_not_write_over_a_pretraining_nor_the_other_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_semantic_kitti(tmp_path / "data")
+    assert pretrain(root, tmp_path / "also") == 0
+    recipe = (tmp_path / "also" / "recipe.yaml").read_text()
+    assert probe(root, tmp_path / "also", "--checkpoint", str(tmp_path / "also")) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert (tmp_path / "also" / "recipe.yaml").read_text() == recipe
+    assert probe(root, tmp_path / "probe", "--checkpoint", str(tmp_path / "also")) == 0
+    assert pretrain(root, tmp_path / "probe") == 2
+    assert "--run" in capsys.readouterr().err
+
+
+def test_scans_of_which_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_semantic_kitti(tmp_path / "data")
+    assert pretrain(root, tmp_path / "run", "--method.sampling.max_range", "0.001") == 2
+    said = capsys.readouterr().err
+    assert "no point of frame semantic_kitti/" in said
+    assert "max_range" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("--method.latent", "0", "method.latent"),
+        ("--method.intensity_scale", "0", "method.intensity_scale"),
+        ("--method.intensity_scale", ".nan", "method.intensity_scale"),
+        ("--method.backbone.voxel_size", "-0.1", "method.backbone.voxel_size"),
+        ("--method.sampling.min_range", "99", "method.sampling.min_range"),
+    ],
+)
+def test_values_that_make_no_sense(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, named: str
+) -> None:
+    root = write_semantic_kitti(tmp_path / "data")
+    words = [option, value, "--method.sampling.max_range", "50"]
+    assert pretrain(root, tmp_path / "run", *words) == 2
+    said = capsys.readouterr().err
+    assert f"field: {named}" in said
+    assert "remedy: " in said
+
+
+def test_a_root_with_training_scans_alone_is_enough_to_pretrain(tmp_path: Path) -> None:
+    root = write_semantic_kitti(tmp_path / "data", TRAIN_ALONE)
+    assert pretrain(root, tmp_path / "run") == 0
+    assert (tmp_path / "run" / "report.html").is_file()
