@@ -139,6 +139,7 @@ def test_openpcdet_on_spconv_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "stem", "target", "better"),
     [
+        ("MinkUNet", 3, Format.OPENPCDET, "--to lidarssl"),
         ("MinkUNet", 2, Format.MINKOWSKI, "torchsparse or segcontrast"),
         ("MinkUNet", 1, Format.SEGCONTRAST, "torchsparse or minkowski"),
         ("MinkUNet", 3, Format.TORCHSPARSE, "--to lidarssl"),
@@ -156,6 +157,8 @@ def test_networks_that_the_other_library_has_not(
     with pytest.raises(ConfigError, match=f"'{target}' files are for have no {kind}") as caught:
         foreign_content(network(kind, stem), target)
     assert better in (caught.value.remedy or "")
+    tells_stem = kind == "MinkUNet" and target is not Format.OPENPCDET
+    assert ("in its stem" in caught.value.problem) == tells_stem
     assert (caught.value.path, caught.value.field) == (PATH, "--to")
 
 

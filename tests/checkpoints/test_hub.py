@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +137,7 @@ def test_the_page_tells_recipe_data_scores_and_licence(
         "| probe/miou | 0.1694 |",
         "| finetune/miou | undefined |",
         "| licence | CC-BY-NC-SA-4.0 |",
+        "| method | also |",
         "| steps | 1500 |",
         f"lidarssl pull {NAME}",
         f"{sum(p.numel() for p in MinkUNet(**SMALL).parameters()):,} parameters",
@@ -241,6 +243,7 @@ def test_refusals_of_the_hub_have_a_remedy(
     fake: LocalHub, checkpoint: Checkpoint, tmp_path: Path, error: Exception, remedy: str
 ) -> None:
     fake.refuses = error
+    reached = "login" in remedy or "owner" in remedy
     for attempt in (
         lambda: hub.push(checkpoint, CARD, NAME),
         lambda: hub.pull(NAME, tmp_path / "weights"),
@@ -248,7 +251,39 @@ def test_refusals_of_the_hub_have_a_remedy(
         with pytest.raises(ConfigError) as caught:
             attempt()
         assert remedy in (caught.value.remedy or "")
+        assert ("cannot be reached" in caught.value.problem) != reached
         assert "more" not in str(caught.value)
+
+
+def test_push_without_a_network(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the HTTP client of the hub itself, at a port where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and never listens
+        real = huggingface_hub.HfApi
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr(
+            huggingface_hub, "HfApi", lambda **options: real(endpoint=address, **options)
+        )
+        with pytest.raises(ConfigError, match="cannot be reached") as caught:
+            hub.push(checkpoint, CARD, NAME)
+    assert "connection" in (caught.value.remedy or "")
+    assert caught.value.path == NAME
+
+
+@pytest.mark.parametrize(
+    "name", ["", "also", "/also", "someone/", "a/b/c", "some one/also", "-a/b", "a/.b", "a/b\n"]
+)
+def test_what_is_no_name_asks_nothing(
+    fake: LocalHub, checkpoint: Checkpoint, tmp_path: Path, name: str
+) -> None:
+    for attempt in (
+        lambda: hub.push(checkpoint, CARD, name),
+        lambda: hub.pull(name, tmp_path / "weights"),
+    ):
+        with pytest.raises(ConfigError, match="no name of a repository") as caught:
+            attempt()
+        assert "owner/name" in (caught.value.remedy or "")
+    assert fake.calls == []
 
 
 def test_a_repository_that_is_not_there(fake: LocalHub, tmp_path: Path) -> None:

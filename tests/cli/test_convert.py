@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from lidarssl import checkpoints
 from lidarssl.backbones.minkunet import MinkUNet
 from lidarssl.checkpoints.minkunet_names import Naming, from_ours
 from lidarssl.checkpoints.openpcdet import plane_shapes, trunk_shapes
+from lidarssl.errors import DataError
+from lidarssl.experiments.record import weights_of
 from lidarssl.report.schema import Results
+from lidarssl.tasks.semantic import SemanticSegmentation
 from weight_files import Bomb
 
 SMALL: dict[str, Any] = {
@@ -24,6 +28,7 @@ SMALL: dict[str, Any] = {
     "decoder_channels": (8, 8, 8),
     "blocks": (1,) * 6,
 }
+SMALL_WORDS = [f"--{name}={[*v] if isinstance(v, tuple) else v}" for name, v in SMALL.items()]
 VOXELS = ("--rule", "also", "--voxel_size", 0.1, "--inputs.columns", "[intensity]")
 
 
@@ -102,6 +107,8 @@ def test_to_lidarssl_and_back_to_torchsparse(command: Command, also: Path, tmp_p
     done = command("convert", own, "--to", "torchsparse", "--output", back)
     assert done.code == 0, done.err
     assert "licence      MIT" in done.out
+    assert "no published network has this shape" in done.out
+    assert "takes it as checkpoint" not in done.out
     written = torch.load(back, weights_only=True)
     expected = from_ours(ours(), Naming.TORCHSPARSE)
     assert written.keys() == expected.keys()
@@ -116,6 +123,45 @@ def test_a_run_folder_for_slidr(command: Command, pretrained: Path, tmp_path: Pa
     student = checkpoints.load(pretrained / "student.safetensors").state
     assert written["model_points"].keys() == student.keys()
     assert all(torch.equal(written["model_points"][name], student[name]) for name in student)
+
+
+def test_a_published_network_is_named(command: Command, tmp_path: Path) -> None:
+    torch.save(from_ours(MinkUNet().state_dict(), Naming.TORCHSPARSE), tmp_path / "also.ckpt")
+    for target, name in (("torchsparse", "MinkUNet34"), ("minkowski", "Res16UNet34C")):
+        words = ["--to", target, "--output", tmp_path / f"{target}.pt"]
+        done = command("convert", tmp_path / "also.ckpt", *words)
+        assert done.code == 0, done.err
+        assert f"of {name}\n" in done.out
+        assert "no published network" not in done.out
+
+
+def test_what_the_card_of_a_run_says(command: Command, pretrained: Path) -> None:
+    done = command("convert", pretrained)
+    assert done.code == 0, done.err
+    card = checkpoints.load(pretrained / "student.safetensors").card
+    assert card.recipe
+    assert f"  method       {card.recipe}\n" in done.out
+
+
+def test_a_finetuned_run_names_its_file(command: Command, tmp_path: Path) -> None:
+    run, own = tmp_path / "run", tmp_path / "own.safetensors"
+    torch.manual_seed(0)
+    task = SemanticSegmentation(MinkUNet(**SMALL), 3)
+    card = checkpoints.Card(checkpoints.Architecture("lidarssl.tasks.semantic.X", {}))
+    checkpoints.save(run / "task.safetensors", task, card)
+    refuses(command("convert", run), "no such checkpoint", f"{run / 'task.safetensors'} is")
+    with pytest.raises(DataError, match="no such checkpoint") as caught:
+        weights_of(run, "--checkpoint")
+    assert f"{run / 'task.safetensors'} is" in (caught.value.remedy or "")
+    assert "`lidarssl convert`" in (caught.value.remedy or "")
+    words = [
+        "convert", run / "task.safetensors", "--to", "lidarssl", "--output", own,
+        "--like", "probe_minkunet_synthetic", *SMALL_WORDS,
+    ]  # fmt: skip
+    done = command(*words, "--inputs.columns", "[intensity]", "--inputs.scale", "[1]")
+    assert done.code == 0, done.err
+    assert "head (2 tensors)" in done.out
+    assert all(torch.equal(v, ours()[k]) for k, v in checkpoints.load(own).state.items())
 
 
 def test_like_a_recipe_it_is_probed(
@@ -139,6 +185,19 @@ def test_like_a_recipe_it_is_probed(
     assert scores[0] == scores[1] == scores[2]
 
 
+def test_a_probe_of_another_network_says_which_options_help(
+    command: Command, tiny: Tiny, pretrained: Path, also: Path, tmp_path: Path
+) -> None:
+    for checkpoint, said in (
+        (pretrained, "voxel_size is 0.2 in the checkpoint, 0.3 here"),
+        (also, "of another shape"),
+    ):
+        words = [*tiny.probe(tmp_path / "run"), "--checkpoint", checkpoint]
+        done = command(*words, "--no-baseline", "--backbone.voxel_size", 0.3, "--backbone.blocks",
+                       "[1,1,1,1,1,2]")  # fmt: skip
+        refuses(done, said, "choose a recipe whose backbone is", "--backbone.NAME")
+
+
 def test_another_architecture_than_the_recipe_names_the_difference(
     command: Command, also: Path, tmp_path: Path
 ) -> None:
@@ -146,7 +205,13 @@ def test_another_architecture_than_the_recipe_names_the_difference(
         "convert", also, "--to", "lidarssl", "--output", tmp_path / "own",
         "--like", "probe_minkunet_synthetic",
     )  # fmt: skip
-    refuses(done, "also.ckpt", "of another shape", "instead of")
+    refuses(done, "also.ckpt", "of another shape", "instead of", "choose a --like recipe")
+    assert "build the module" not in done.err
+    done = command(
+        "convert", also, "--to", "lidarssl", "--output", tmp_path / "own",
+        "--like", "probe_minkunet_synthetic", *SMALL_WORDS,
+    )  # fmt: skip
+    refuses(done, "take 1 value", "are 4: intensity, z, range, one", "field: --inputs.columns")
     assert not (tmp_path / "own").exists()
 
 
@@ -194,9 +259,23 @@ def test_second_for_lidarssl(command: Command, second: Path, tmp_path: Path) -> 
         ),
         (["--to", "lidarssl", "--output", "x", "--rule", "also", "--voxel_size", "big"], ["'big'"]),
         (["--to", "lidarssl", "--output", "x", *VOXELS, "--blocks", "[1,1]"], ["blocks"]),
+        (["--to", "lidarssl", "--output", "x", *VOXELS, "--voxel_size", -1], ["--voxel_size"]),
+        (["--to", "lidarssl", "--output", "x", *VOXELS, "--voxel_size", 0], ["--voxel_size"]),
+        (
+            ["--to", "lidarssl", "--output", "x", *VOXELS, "--voxel_size", "[0.1,0.1,-1]"],
+            ["--voxel_size"],
+        ),
+        (
+            ["--to", "lidarssl", "--output", "x", *VOXELS, "--rule", "alsoo"],
+            ["--rule", "did you mean 'also'"],
+        ),
+        (
+            ["--to", "lidarssl", "--output", "x", *VOXELS, "--inputs.columns", "[x, y, z]"],
+            ["field: --inputs.columns", "take 1 value", "are 3: x, y, z", "--like"],
+        ),
         (["--to", "lidarssl", "--output", "x", *VOXELS, "--stem_channels", 4], ["another shape"]),
         (["--to", "torchspars", "--output", "x.pt"], ["choose from", "torchsparse"]),
-        (["--to", "openpcdet", "--output", "x.pt"], ["have no MinkUNet", "--to lidarssl"]),
+        (["--to", "openpcdet", "--output", "x.pt"], ["have no MinkUNet\n", "--to lidarssl"]),
         (["--to", "torchsparse", "--output", "x.safetensors"], ["torch.save", ".ckpt"]),
         (["--to", "lidarssl", "--output", "x.pt", *VOXELS], ["x.pt", ".safetensors"]),
         (["--to", "torchsparse", "--output", "x.pt", "--voxel_size", 1], ["--voxel_size"]),
@@ -230,6 +309,29 @@ def test_an_output_that_exists_stays(command: Command, also: Path, tmp_path: Pat
     assert (tmp_path / "out.json").read_text() == "precious"
 
 
+@pytest.mark.parametrize("target", ["torchsparse", "lidarssl"])
+def test_a_place_that_cannot_be_written(
+    command: Command, also: Path, tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the real errors of the writers, which differ: a folder that is gone."""
+    suffix, voxels = (".ckpt", ()) if target == "torchsparse" else (".safetensors", VOXELS)
+    folder = tmp_path / "gone"
+    monkeypatch.setattr(Path, "mkdir", lambda path, *how, **more: None)
+    words = ["--to", target, "--output", folder / f"x{suffix}", *voxels]
+    refuses(command("convert", also, *words), f"x{suffix}: cannot be written", "field: --output")
+    assert not folder.exists()
+    monkeypatch.undo()
+    words = ["--to", target, "--output", also / f"x{suffix}", *voxels]
+    refuses(command("convert", also, *words), f"x{suffix}: cannot be written", "field: --output")
+
+
+def test_no_warning_about_a_pickle(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        refuses(command("convert", tmp_path / "plain.pt"), "plain.pt: not a file of plain tensors")
+
+
 def write_bomb(path: Path) -> None:
     torch.save({"state_dict": {"w": torch.ones(1)}, "config": Bomb(path.parent / "mark")}, path)
 
@@ -250,52 +352,3 @@ def test_files_that_are_no_weights(command: Command, tmp_path: Path, write: Any,
     write(tmp_path / "file.pt")
     refuses(command("convert", tmp_path / "file.pt"), "file.pt", said)
     assert not (tmp_path / "mark").exists()
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in the place of the Hugging Face Hub."""
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-    root = tmp_path / "hub"
-
-    class Api:
-        def __init__(self, **options: Any) -> None:
-            pass
-
-        def create_repo(self, repo_id: str, **options: Any) -> str:
-            (root / repo_id).mkdir(parents=True, exist_ok=True)
-            return f"https://hub.test/{repo_id}"
-
-        def upload_folder(self, repo_id: str, folder_path: Path, **options: Any) -> None:
-            shutil.copytree(folder_path, root / repo_id, dirs_exist_ok=True)
-
-        def hf_hub_download(self, repo_id: str, filename: str, **options: Any) -> str:
-            return shutil.copy(root / repo_id / filename, options["local_dir"])
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    return root
-
-
-def test_push_then_pull_then_probe(
-    command: Command, tiny: Tiny, pretrained: Path, hub: Path, tmp_path: Path
-) -> None:
-    refuses(command("push", pretrained, "someone/slidr"), "states no licence", "--licence")
-    assert not hub.exists()
-    done = command("push", pretrained, "someone/slidr", "--licence", "cc-by-4.0")
-    assert done.code == 0, done.err
-    assert done.out.startswith("https://hub.test/someone/slidr\n")
-    assert "license: cc-by-4.0" in (hub / "someone/slidr/README.md").read_text()
-    weights = tmp_path / "weights"
-    done = command("pull", "someone/slidr", "--output", weights)
-    assert done.code == 0, done.err
-    assert "licence     cc-by-4.0" in done.out
-    refuses(command("pull", "someone/slidr", "--output", weights), "exists", "--overwrite")
-    assert command("pull", "someone/slidr", "--output", weights, "--overwrite").code == 0
-    done = command(*tiny.probe(tmp_path / "run"), "--checkpoint", weights, "--no-baseline")
-    assert done.code == 0, done.err
-
-
-def test_push_needs_weights_of_ours(command: Command, also: Path, hub: Path) -> None:
-    refuses(command("push", also, "someone/also", "--licence", "MIT"), "also.ckpt")
-    assert not hub.exists()
-    refuses(command("pull", "someone/also", "--output", also), "also.ckpt: is a file")

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from lidarssl.errors import DataError
 from lidarssl.report.build import build_report
+from lidarssl.report.schema import MIOU_NAN, RANDOM_INIT, ClassTableRow, Protocol
 
 VOID = {"img", "br", "meta", "link", "hr"}
 
@@ -196,3 +198,18 @@ def test_a_diverged_run_says_so(make_run: Callable[..., Path]) -> None:
         file.write('{"stage": "pretrain/slidr", "step": 400, "loss": NaN}\n')
     html = build_report(run).read_text(encoding="utf-8")
     assert "pretrain/slidr: loss is not a finite number at step 400" in html
+
+
+def test_the_scores_say_where_rows_average_over_different_classes(
+    make_run: Callable[..., Path],
+) -> None:
+    def page_of(iou: tuple[float | None, ...], metric: str = MIOU_NAN) -> str:
+        ours = ClassTableRow("SLidR", Protocol.PROBE, 0.5, ("car", "bus"), (0.3, None), (9, 0))
+        rows = (ours, replace(ours, method=RANDOM_INIT, iou=iou))
+        page = build_report(make_run(classes=rows, metric=metric))
+        return text_of(parse(page.read_text(encoding="utf-8")))
+
+    warning = "SLidR 1, random init 2 (only some rows count bus)"
+    assert warning in page_of((0.2, 0.0))
+    assert "same classes" not in page_of((0.2, None))
+    assert "same classes" not in page_of((0.2, 0.0), "mIoU over all classes")

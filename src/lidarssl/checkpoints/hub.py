@@ -138,16 +138,18 @@ def _explained(repository: str) -> Iterator[None]:
             path=repository,
             remedy="download its weights yourself and read them with `lidarssl convert`",
         ) from error
-    except (*_http_errors(errors.HfHubHTTPError), OSError) as error:
+    except _failures(errors.HfHubHTTPError) as error:
         raise _refused(repository, error) from error
 
 
-def _http_errors(refusal: type[Exception]) -> tuple[type[Exception], ...]:
-    """Errors of the HTTP client below the hub, which changes with its version.
+def _failures(refusal: type[Exception]) -> tuple[type[Exception], ...]:
+    """``OSError`` and the errors of the HTTP client below the hub, which changes with its version.
 
-    Those of a connection that fails need not be ``OSError``, and the hub lets them through.
+    The client's error of a failed connection need not be an ``OSError``, and the hub lets it
+    through; a refusal derives from the client's errors.
     """
-    return tuple(base for base in refusal.__bases__ if base is not Exception)
+    bases = (base for base in refusal.__bases__ if issubclass(base, Exception))
+    return (refusal, OSError, *(base for base in bases if base is not Exception))
 
 
 def _no_name(repository: str) -> ConfigError:

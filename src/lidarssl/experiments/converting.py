@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from lidarssl.checkpoints.architectures import (
     told_arguments,
 )
 from lidarssl.checkpoints.convert import Format, foreign_content, state_for, write_foreign
+from lidarssl.checkpoints.matching import compare
 from lidarssl.checkpoints.minkunet_names import Naming
 from lidarssl.checkpoints.networks import Network, read_network
 from lidarssl.checkpoints.published import published_name, published_names
@@ -38,6 +40,8 @@ from lidarssl.recipes.overrides import explain, override
 from lidarssl.weights import reason
 
 _OWN_SUFFIX, _TORCH_SUFFIXES = ".safetensors", (".pt", ".pth", ".ckpt", ".bin")
+# What torch and safetensors put before the reason of a failed write.
+_WRITER = re.compile(r"^(\[.*?\] \. |Error while serializing: I/O error: )")
 # Whose code reads a file, and as which option.
 _READERS = {
     Format.TORCHSPARSE: ("the downstream code of ALSO, NCLR and BEVContrast", "checkpoint"),
@@ -162,7 +166,7 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         said = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
-        said = said.rpartition("] . ")[2]  # behind the line of torch's source
+        said = _WRITER.sub("", said)
         raise ConfigError(
             f"cannot be written ({said})",
             path=path,
@@ -251,7 +255,9 @@ def _fill(backbone: Backbone, network: Network, built: checkpoints.Architecture)
     """
     state = state_for(network, backbone)
     columns, inputs = built.init_args["inputs"]["columns"], inputs_of(network)
-    if len(columns) != inputs:
+    found = compare(backbone, state)
+    alike = not (found.missing or found.unexpected) and len(found.mismatched) == 1
+    if alike and len(columns) != inputs:
         raise ConfigError(
             f"the weights take {inputs} value{'s' * (inputs != 1)} of a voxel, "
             f"the columns are {len(columns)}: {', '.join(columns)}",
