@@ -78,7 +78,7 @@ class Bench:
         if row == ALSO:
             words += ["--checkpoint", str(self.out / f"also_{seed}")]
         if not (run / "metrics.json").is_file():
-            self.lidarssl(verb, f"{verb}_minkunet_kitti_sample_also", run, *words)
+            self.lidarssl(verb, f"{verb}_also_minkunet_kitti_sample", run, *words)
         content = json.loads((run / "metrics.json").read_text())
         return {name: 100 * found["miou"] for name, found in content.items()}
 

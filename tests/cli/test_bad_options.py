@@ -136,7 +136,7 @@ def test_options_of_a_world(command: Command, tmp_path: Path, options: str, said
         ("--method.superpixels.folder=nowhere", "lidarssl prepare superpixels"),
         ("--method.backbone.blocks=[1,1]", "number of blocks"),
         ("--method.backbone.stem_channels=0", "size or a count of 0"),
-        ("--method.backbone.voxel_size=-1", "positive"),
+        ("--method.backbone.voxel_size=-1", "above 0"),
         ("--method.backbone.rule=cubes", "slidr_cartesian"),
         ("--method.image_encoder.weights=nowhere.safetensors", "nowhere.safetensors"),
     ],

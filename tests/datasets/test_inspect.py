@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from box_dataset_files import write_kitti_object, write_once
-from dataset_files import CALIB, scene_points, write, write_kitti_360, write_semantic_kitti
+from dataset_files import (
+    CALIB,
+    scene_points,
+    write,
+    write_folder,
+    write_kitti_360,
+    write_semantic_kitti,
+)
+from lidarssl.datasets.folder import Folder
 from lidarssl.datasets.inspect import check, stats
 from lidarssl.datasets.kitti_360 import Kitti360
 from lidarssl.datasets.kitti_object import KittiObject
@@ -63,8 +71,11 @@ def test_what_is_not_there_is_told(root: Path, tmp_path: Path) -> None:
     assert report.absent == "sequences 02, 03, 04, 05, 06, 07, 09, 10"
     assert "not here: sequences 02" in str(report)
     assert json.loads(report.to_json())["absent"] == report.absent
-    assert check(SemanticKitti(root), "val", progress=False).absent == ""
-    assert "not here" not in str(check(SemanticKitti(root), "val", progress=False))
+    held_out = check(SemanticKitti(root), "val", progress=False)
+    assert held_out.absent == "4069 of the 4071 scans of the split"
+    own = check(Folder(write_folder(tmp_path / "folder")), "train", progress=False)
+    assert own.absent == ""
+    assert "not here" not in str(own)
     objects = KittiObject(write_kitti_object(tmp_path / "objects"))
     assert objects.absent("train") == "3709 of the 3712 scans of the list"
     assert objects.absent("val_20th") == "188 of the 189 scans of the list"

@@ -33,7 +33,7 @@ def probe(root: Path, run: Path, *options: str) -> int:
     return main(
         [
             "probe",
-            "probe_minkunet_kitti_sample_also",
+            "probe_also_minkunet_kitti_sample",
             "--dataset.root",
             str(root),
             "--quiet",

@@ -56,6 +56,12 @@ class Case:
     def reference(self) -> str:
         return self.manifest.get("reference", "")
 
+    @property
+    def array_names(self) -> set[str]:
+        """What the manifest lists of ``io.npz``; empty where it only describes it in words."""
+        listed = self.manifest.get("arrays", {})
+        return set(listed) if isinstance(listed, dict) else set()
+
     def weights(self) -> dict[str, np.ndarray]:
         """Reference state dict by the fill rule, then the manifest's overrides (``fill*x``)."""
         filled = {key: self.fill.value(key, shape) for key, shape, _ in self.manifest["state_dict"]}

@@ -30,7 +30,7 @@ NAMES = list(files.shipped())
 SYNTHETIC = [name for name in NAMES if "synthetic" in name]
 METHODS = ("slidr", "ppkt", "also")
 NAME = re.compile(
-    rf"({'|'.join(METHODS)}|probe|finetune)_(minkunet|spvcnn|second)_"
+    rf"({'|'.join(METHODS)}|probe|finetune)_(also_)?(minkunet|spvcnn|second)_"
     r"(synthetic|nuscenes|semantic_kitti|semantic_poss|kitti_object|kitti_360|kitti|once)(_|$)"
 )
 # Parameters of the published networks, with their classifier.

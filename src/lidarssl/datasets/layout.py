@@ -28,11 +28,7 @@ def find_root(root: Path, marks: Sequence[str], expected: str) -> Path:
     """
     if _holds(root, marks):
         return root
-    above = [
-        parent
-        for parent in root.parents[:4]
-        if any((parent / mark).is_dir() and root.is_relative_to(parent / mark) for mark in marks)
-    ]
+    above = [parent for parent in root.parents[:4] if _holds(parent, marks)]
     below = [
         root.joinpath(*found.relative_to(root).parts[:depth])
         for depth in (1, 2)

@@ -121,7 +121,8 @@ class SemanticKitti(KittiSequences):
     def absent(self, split: str) -> str:
         listed = sum(_SCANS[int(sequence)] for sequence in SEQUENCES[split])
         missing = listed - len(self.frames(split))
-        return f"{missing} of the {listed} scans of the split" if missing > 0 else ""
+        scans = f"{missing} of the {listed} scans of the split" if missing > 0 else ""
+        return super().absent(split) or scans
 
     def label_fraction(self, split: str, skip: int) -> list[FrameId]:
         """Every skip-th scan, or those of a fixed list as far as they are on disk.

@@ -21,8 +21,7 @@ def recognises(case: Case) -> bool:
     return (
         "(SECOND)" in case.reference
         and "latent" in case.args
-        and {"sample_idx", "latents_sample", "positions_sample"}
-        <= case.manifest.get("arrays", {}).keys()
+        and {"sample_idx", "latents_sample", "positions_sample"} <= case.array_names
         and re.search(r"of case (\w+)", case.manifest.get("what", "")) is not None
     )
 

@@ -17,7 +17,7 @@ def recognises(case: Case) -> bool:
     return (
         case.args.get("cls") in CLASSES
         and {"kernel", "stride", "padding", "spatial_shape"} <= case.args.keys()
-        and {"coords", "feats", "out_coords", "out_feats"} <= case.manifest.get("arrays", {}).keys()
+        and {"coords", "feats", "out_coords", "out_feats"} <= case.array_names
     )
 
 

@@ -15,7 +15,7 @@ def recognises(case: Case) -> bool:
         "coords",
         "mean",
         "point_to_voxel",
-    } <= case.manifest.get("arrays", {}).keys()
+    } <= case.array_names
 
 
 def check(case: Case) -> None:

@@ -19,7 +19,7 @@ SECOND_HEAD = "final_class_level."
 
 
 def recognises(case: Case) -> bool:
-    inputs = {"feats", "coords"} <= case.manifest.get("arrays", {}).keys()
+    inputs = {"feats", "coords"} <= case.array_names
     return inputs and (is_voxelnet(case) or is_bevnet(case))
 
 

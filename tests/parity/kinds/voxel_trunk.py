@@ -26,7 +26,7 @@ def recognises(case: Case) -> bool:
         name(case) in TRUNKS
         and "spconv_backbone.py" in case.reference
         and {"input_channels", "sparse_shape", "voxel_size", "range"} <= case.args.keys()
-        and {"coords", "feats", "out_coords", "out_feats"} <= case.manifest.get("arrays", {}).keys()
+        and {"coords", "feats", "out_coords", "out_feats"} <= case.array_names
     )
 
 
