@@ -8,7 +8,6 @@ camera frame x right, y down, z forward; a pixel is (row, col), integer at pixel
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -148,6 +147,11 @@ class Frame:
         boxes: or None.
         matches: point-pixel pairs, made by a paired transform, or None.
         queries: places of known occupancy, made by a transform, or None.
+        input_points: (N, 3) float32 m, the coordinates that a network reads as input values where
+            an augmentation has moved them away from ``points``, or None.
+        intensity_statistics: mean and standard deviation of the intensities of its dataset, in
+            the units of ``intensity``, or None when they are not known.
+        thinned_to: m, edge of the voxels of which a transform has kept one point each, or None.
     """
 
     id: FrameId
@@ -162,8 +166,13 @@ class Frame:
     boxes: Boxes | None = None
     matches: Matches | None = None
     queries: Queries | None = None
+    input_points: Tensor | None = None
+    intensity_statistics: tuple[float, float] | None = None
+    thinned_to: float | None = None
 
-    POINT_COLUMNS = ("points", "intensity", "ring", "time", "semantic", "instance")
+    POINT_COLUMNS = (
+        "points", "intensity", "ring", "time", "semantic", "instance", "input_points",
+    )  # fmt: skip
 
     def __len__(self) -> int:
         return self.points.shape[0]
@@ -202,6 +211,10 @@ class PointBatch:
         batch: (N,) int64, non-decreasing frame index.
         batch_size: number of frames (a frame may have no points).
         prepared: what the backbone's ``prepare`` made ahead for these points, or None.
+        input_points: (N, 3) float32 m, see ``Frame``, or None where they are ``points``.
+        intensity_statistics: (batch_size, 2) float32 mean and standard deviation of the
+            intensities of each frame's dataset, or None.
+        thinned_to: m, see ``Frame``.
     """
 
     points: Tensor
@@ -209,6 +222,25 @@ class PointBatch:
     batch: Tensor
     batch_size: int
     prepared: Any = None
+    input_points: Tensor | None = None
+    intensity_statistics: Tensor | None = None
+    thinned_to: float | None = None
+
+    def standard_intensity(self) -> Tensor:
+        """Intensities with mean 0 and standard deviation 1 over their dataset, (N,).
+
+        Raises:
+            DataError: the statistics of a dataset are not known.
+        """
+        if self.intensity_statistics is None:
+            raise DataError(
+                "mean and standard deviation of the intensities are not known",
+                field="intensity_statistics",
+                remedy="set the dataset's intensity_statistics to [mean, std], "
+                "as `lidarssl data stats` prints them",
+            )
+        mean, std = self.intensity_statistics[self.batch].unbind(1)
+        return (self.intensity - mean) / std
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PointBatch:
         return _move(self, torch.device(device), non_blocking)
@@ -280,114 +312,6 @@ class StepOutput:
 
     loss: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
-
-
-def collate(frames: Sequence[Frame]) -> Batch:
-    """Concatenate frames into a batch.
-
-    Raises:
-        DataError: the frames disagree in what they carry, or images in size.
-    """
-    if not frames:
-        raise DataError("cannot make a batch of no frames")
-    sizes = torch.tensor([len(frame) for frame in frames])
-    cameras = [camera for frame in frames for camera in frame.cameras]
-    camera_counts = torch.tensor([len(frame.cameras) for frame in frames])
-    images = _stack(frames, [camera.image for camera in cameras], "image")
-    if images is not None and images.dtype == torch.uint8:
-        images = images.float().div_(255)
-    return Batch(
-        ids=tuple(frame.id for frame in frames),
-        points=PointBatch(
-            points=torch.cat([frame.points for frame in frames]),
-            intensity=torch.cat([frame.intensity for frame in frames]),
-            batch=torch.repeat_interleave(torch.arange(len(frames)), sizes),
-            batch_size=len(frames),
-        ),
-        images=images,
-        frame_of_image=torch.repeat_interleave(torch.arange(len(frames)), camera_counts),
-        superpixels=_stack(frames, [camera.superpixels for camera in cameras], "superpixels"),
-        image_labels=_stack(frames, [camera.labels for camera in cameras], "labels"),
-        matches=_concatenate_matches(frames, sizes, camera_counts),
-        queries=_concatenate_queries(frames, sizes),
-        semantic=_concatenate(frames, "semantic"),
-        instance=_concatenate(frames, "instance"),
-    )
-
-
-def _concatenate(frames: Sequence[Frame], name: str) -> Tensor | None:
-    values = [getattr(frame, name) for frame in frames]
-    _check_all_or_none(frames, values, name)
-    return None if values[0] is None else torch.cat(values)
-
-
-def _concatenate_matches(
-    frames: Sequence[Frame], sizes: Tensor, camera_counts: Tensor
-) -> Matches | None:
-    values = [frame.matches for frame in frames]
-    _check_all_or_none(frames, values, "matches")
-    if values[0] is None:
-        return None
-    first_point = torch.cumsum(sizes, 0) - sizes
-    first_image = torch.cumsum(camera_counts, 0) - camera_counts
-    found = [match for match in values if match is not None]
-    return Matches(
-        point=torch.cat([m.point + first for m, first in zip(found, first_point, strict=True)]),
-        image=torch.cat([m.image + first for m, first in zip(found, first_image, strict=True)]),
-        row=torch.cat([m.row for m in found]),
-        col=torch.cat([m.col for m in found]),
-    )
-
-
-def _concatenate_queries(frames: Sequence[Frame], sizes: Tensor) -> Queries | None:
-    values = [frame.queries for frame in frames]
-    _check_all_or_none(frames, values, "queries")
-    found = [queries for queries in values if queries is not None]
-    if not found:
-        return None
-    counts = torch.tensor([len(queries) for queries in found])
-    return Queries(
-        positions=torch.cat([queries.positions for queries in found]),
-        occupancy=torch.cat([queries.occupancy for queries in found]),
-        intensity=torch.cat([queries.intensity for queries in found]),
-        batch=torch.repeat_interleave(torch.arange(len(found)), counts),
-        query=_concatenate_rows(frames, [queries.query for queries in found], counts),
-        point=_concatenate_rows(frames, [queries.point for queries in found], sizes),
-    )
-
-
-def _concatenate_rows(
-    frames: Sequence[Frame], values: Sequence[Tensor | None], sizes: Tensor
-) -> Tensor | None:
-    """Row numbers of each frame, counted through all frames of the given sizes."""
-    _check_all_or_none(frames, values, "pairs of queries")
-    first = torch.cumsum(sizes, 0) - sizes
-    rows = [value + start for value, start in zip(values, first, strict=True) if value is not None]
-    return torch.cat(rows) if rows else None
-
-
-def _stack(frames: Sequence[Frame], values: list[Tensor | None], name: str) -> Tensor | None:
-    found = [value for value in values if value is not None]
-    if not found:
-        return None
-    shapes = {tuple(value.shape) for value in found}
-    if len(found) != len(values) or len(shapes) > 1:
-        raise DataError(
-            f"cameras of one batch differ in '{name}': {len(found)} of {len(values)} have it, "
-            f"shapes {sorted(shapes)} (frames {', '.join(str(frame.id) for frame in frames)})",
-            field=name,
-            remedy="add a transform that brings every image to one size",
-        )
-    return torch.stack(found)
-
-
-def _check_all_or_none(frames: Sequence[Frame], values: Sequence[object], name: str) -> None:
-    missing = [frame for frame, value in zip(frames, values, strict=True) if value is None]
-    if missing and len(missing) < len(frames):
-        raise DataError(
-            f"frame {missing[0].id} has no '{name}' but others of its batch do",
-            field=name,
-        )
 
 
 _T = TypeVar("_T")

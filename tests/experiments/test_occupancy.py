@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from lidarssl.batching import collate
 from lidarssl.experiments.method_pictures import add_method_pictures
 from lidarssl.experiments.occupancy import also_occupancy, occupancy_scene, occupancy_slices
 from lidarssl.experiments.pictures import PictureBook, picture_frame
-from lidarssl.frame import Frame, FrameId, collate
+from lidarssl.frame import Frame, FrameId
 from lidarssl.geometry.rays import Cell, Grid, seen_cells
 from lidarssl.methods.also import Also, ScanSampling
 from lidarssl.methods.base import Method

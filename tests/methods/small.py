@@ -14,7 +14,8 @@ import torch
 import lidarssl.methods
 from lidarssl.backbones.minkunet import MinkUNet
 from lidarssl.backbones.voxelize import PointInputs
-from lidarssl.frame import Batch, Frame, collate
+from lidarssl.batching import collate
+from lidarssl.frame import Batch, Frame
 from lidarssl.images.unet import SmallUNet
 from lidarssl.methods.also import Also, ScanSampling
 from lidarssl.methods.base import Method

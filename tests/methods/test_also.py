@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lidarssl.backbones.base import Backbone
+from lidarssl.batching import collate
 from lidarssl.errors import ConfigError
-from lidarssl.frame import Batch, Field, Frame, PointBatch, PointFeatures, collate
+from lidarssl.frame import Batch, Field, Frame, PointBatch, PointFeatures
 from lidarssl.methods.also import Also, OccupancyDecoder, ScanSampling
 from lidarssl.transforms.base import Compose, sample_generator
 from lidarssl.transforms.occupancy import SupportSearch

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from lidarssl.backbones.base import Backbone
+from lidarssl.batching import collate
 from lidarssl.datasets.base import Dataset
 from lidarssl.errors import DataError
-from lidarssl.frame import Batch, Field, FrameId, PointBatch, PointFeatures, collate
+from lidarssl.frame import Batch, Field, FrameId, PointBatch, PointFeatures
 from lidarssl.tasks.probe import FeatureTable, LinearProbe, extract_features, fit_probe, probe_task
 from toys import MemoryDataset
 

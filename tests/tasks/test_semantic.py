@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from lidarssl.backbones.base import Backbone
+from lidarssl.batching import collate
 from lidarssl.errors import DataError
-from lidarssl.frame import Batch, Field, Frame, FrameId, PointBatch, PointFeatures, collate
+from lidarssl.frame import Batch, Field, Frame, FrameId, PointBatch, PointFeatures
 from lidarssl.metrics.segmentation import iou_report
 from lidarssl.tasks.semantic import (
     PointAugmentation,

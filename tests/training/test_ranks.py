@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lidarssl.frame import Batch, Frame, collate, map_tensors
+from lidarssl.batching import collate
+from lidarssl.frame import Batch, Frame, map_tensors
 from lidarssl.methods.base import Method
 from lidarssl.tasks.semantic import SemanticSegmentation
 from lidarssl.transforms.base import Compose, sample_generator

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lidarssl.batching import collate
 from lidarssl.errors import ConfigError
-from lidarssl.frame import Batch, Field, StepOutput, collate
+from lidarssl.frame import Batch, Field, StepOutput
 from lidarssl.training.fit import fit
 from lidarssl.training.learner import step_generator
 from lidarssl.training.loading import FrameSource, held_out_batches

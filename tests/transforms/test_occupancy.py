@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lidarssl.batching import collate
 from lidarssl.errors import ConfigError
-from lidarssl.frame import Frame, FrameId, collate
+from lidarssl.frame import Frame, FrameId
 from lidarssl.geometry.balls import ball_pairs
 from lidarssl.transforms.base import Compose
 from lidarssl.transforms.occupancy import (

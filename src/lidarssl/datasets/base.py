@@ -33,12 +33,15 @@ class Dataset(ABC):
         classes: semantic train classes, index 0 ignored.
         box_classes: names of box labels.
         forward: direction of travel in the lidar frame, unit (x, y): pictures put it upwards.
+        intensity_statistics: mean and standard deviation of the intensities of its scans, or None
+            when nobody has measured them.
     """
 
     name: str
     classes: ClassTable
     box_classes: tuple[str, ...] = ()
     forward: tuple[float, float] = (1.0, 0.0)
+    intensity_statistics: tuple[float, float] | None = None
 
     @property
     @abstractmethod

@@ -80,6 +80,8 @@ class Folder(Dataset):
         image_scale: factor on the size of images, in (0, 1].
         drop_invalid: remove NaN and infinite points (organised clouds have them) with their
             labels, instead of refusing the sweep.
+        intensity_statistics: mean and standard deviation of the intensities, as `lidarssl data
+            stats` prints them; for networks whose input is standardised.
 
     Raises:
         ConfigError: unknown camera, columns or image scale.
@@ -95,8 +97,10 @@ class Folder(Dataset):
         cameras: Sequence[str] | None = None,
         image_scale: float = 1.0,
         drop_invalid: bool = False,
+        intensity_statistics: tuple[float, float] | None = None,
     ) -> None:
         check_columns(columns)
+        self.intensity_statistics = intensity_statistics
         self.root = Path(root)
         self.columns = tuple(columns)
         self.image_scale = check_scale(image_scale)
@@ -161,6 +165,7 @@ class Folder(Dataset):
         semantic, instance = self._labels(folder, frame.token, cloud.kept.numpy(), fields)
         return Frame(
             id=frame,
+            intensity_statistics=self.intensity_statistics,
             points=cloud.points,
             intensity=cloud.intensity,
             ring=cloud.ring,

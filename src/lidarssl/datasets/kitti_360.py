@@ -95,6 +95,7 @@ class Kitti360(Dataset):
     """
 
     name = "kitti_360"
+    intensity_statistics = (0.28613698, 0.14090556)
     classes = ClassTable(tuple(name for name, _ in _CLASSES), tuple(color for _, color in _CLASSES))
 
     def __init__(
@@ -206,6 +207,7 @@ class Kitti360(Dataset):
         posed = Field.POSE in fields and self._has_pose(frame)
         return Frame(
             id=frame,
+            intensity_statistics=self.intensity_statistics,
             points=cloud.points,
             intensity=cloud.intensity,
             cameras=self._read_cameras(frame) if Field.IMAGES in fields else (),

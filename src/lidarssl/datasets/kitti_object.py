@@ -105,6 +105,7 @@ class KittiObject(Dataset):
     """
 
     name = "kitti_object"
+    intensity_statistics = (0.28613698, 0.14090556)
     box_classes = tuple(name for name, _ in _BOXES)
     classes = ClassTable(("ignored", *box_classes), ((0, 0, 0), *(color for _, color in _BOXES)))
 
@@ -187,6 +188,7 @@ class KittiObject(Dataset):
         labelled = (self.root / frame.sequence / "label_2").is_dir()
         return Frame(
             id=frame,
+            intensity_statistics=self.intensity_statistics,
             points=cloud.points,
             intensity=cloud.intensity,
             cameras=self._cameras(frame) if Field.IMAGES in fields else (),

@@ -131,6 +131,7 @@ class KittiSequences(Dataset):
         semantic, instance = self._labels(frame, len(cloud.intensity), fields)
         return Frame(
             id=frame,
+            intensity_statistics=self.intensity_statistics,
             points=cloud.points,
             intensity=cloud.intensity,
             ring=cloud.ring,

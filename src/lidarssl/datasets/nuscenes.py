@@ -133,6 +133,7 @@ class NuScenes(Dataset):
     """
 
     name = "nuscenes"
+    intensity_statistics = (18.742355, 22.04632)
     forward = (0.0, 1.0)
     classes = ClassTable(tuple(name for name, _ in _CLASSES), tuple(color for _, color in _CLASSES))
     box_classes: tuple[str, ...] = classes.names[1:11]
@@ -258,6 +259,7 @@ class NuScenes(Dataset):
             boxes = self._annotations.boxes(frame.token, invert_pose(world_from_lidar))
         return Frame(
             id=frame,
+            intensity_statistics=self.intensity_statistics,
             points=cloud.points,
             intensity=cloud.intensity,
             ring=cloud.ring,

@@ -188,6 +188,7 @@ class Once(Dataset):
         cloud = make_cloud(parse_bin(data, path, KITTI_COLUMNS), path)
         loaded = Frame(
             id=frame,
+            intensity_statistics=self.intensity_statistics,
             points=cloud.points,
             intensity=cloud.intensity,
             cameras=self._read_cameras(frame) if Field.IMAGES in fields else (),

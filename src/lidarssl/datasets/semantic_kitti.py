@@ -89,6 +89,7 @@ class SemanticKitti(KittiSequences):
     """
 
     name = "semantic_kitti"
+    intensity_statistics = (0.28613698, 0.14090556)
     classes = ClassTable(tuple(_CLASSES), tuple(color for color, _ in _CLASSES.values()))
     learning_map = LEARNING_MAP
     split_sequences = SEQUENCES

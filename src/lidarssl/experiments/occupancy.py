@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lidarssl.frame import Frame, collate
+from lidarssl.batching import collate
+from lidarssl.frame import Frame
 from lidarssl.geometry.rays import Cell, Grid, ground_height, seen_cells
 from lidarssl.methods.also import Also
 from lidarssl.report.occupancy import OccupancySlices, blend

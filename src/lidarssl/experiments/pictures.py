@@ -10,9 +10,10 @@ from torch import Tensor
 
 from lidarssl.backbones.base import Backbone
 from lidarssl.backbones.bev import BevGrid
+from lidarssl.batching import collate
 from lidarssl.datasets.base import ClassTable, Dataset
 from lidarssl.experiments.occupancy import OccupancyAt, occupancy_slices
-from lidarssl.frame import Field, Frame, FrameId, collate
+from lidarssl.frame import Field, Frame, FrameId
 from lidarssl.report.figures import (
     BevPrediction,
     BevScalar,

@@ -12,9 +12,10 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
+from lidarssl.batching import collate
 from lidarssl.datasets.base import Dataset
 from lidarssl.errors import ConfigError, DataError
-from lidarssl.frame import Batch, Field, Frame, FrameId, PointBatch, collate
+from lidarssl.frame import Batch, Field, Frame, FrameId, PointBatch
 from lidarssl.transforms.base import Compose, Transform, sample_generator
 
 BadSamples = Literal["raise", "skip"]
