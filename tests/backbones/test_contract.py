@@ -56,7 +56,20 @@ SMALL: dict[str, dict[str, Any]] = {
         "plane_channels": (6, 8),
         "up_channels": (5, 5),
     },
+    "WaffleIron": {
+        "channels": 8,
+        "depth": 4,
+        "fov": ((-4.0, -4.0, -1.0), (4.0, 4.0, 1.5)),
+        "grids": ((8, 8), (8, 4), (8, 4)),
+        "neighbours": 5,
+        "voxel_size": 0.001,
+        "inputs": PointInputs(("intensity", "x", "y", "z", "radius")),
+    },
 }
+
+
+# The batch norm that follows takes it out again.
+WITHOUT_EFFECT = ("embed.conv2.0.bias",)
 
 
 def backbones() -> list[type[Backbone]]:
@@ -124,7 +137,8 @@ def test_gradients_reach_every_parameter(backbone: Backbone) -> None:
     (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
     for name, parameter in backbone.named_parameters():
         assert parameter.grad is not None, name
-        assert parameter.grad.abs().max() > 0, name
+        if name not in WITHOUT_EFFECT:
+            assert parameter.grad.abs().max() > 0, name
 
 
 def test_order_of_points_does_not_matter(backbone: Backbone) -> None:

@@ -16,12 +16,19 @@ from lidarssl.geometry.keys import site_keys
 from lidarssl.geometry.voxels import VoxelSize, voxelize
 from lidarssl.sparse.maps import KernelMaps, Rows
 
+
+def _xyz(points: PointBatch) -> Tensor:
+    return points.points if points.input_points is None else points.input_points
+
+
 _COLUMNS: dict[str, Callable[[PointBatch], Tensor]] = {
     "intensity": lambda points: points.intensity,
-    "x": lambda points: points.points[:, 0],
-    "y": lambda points: points.points[:, 1],
-    "z": lambda points: points.points[:, 2],
-    "range": lambda points: points.points[:, :2].norm(dim=1),
+    "standard_intensity": lambda points: points.standard_intensity(),
+    "x": lambda points: _xyz(points)[:, 0],
+    "y": lambda points: _xyz(points)[:, 1],
+    "z": lambda points: _xyz(points)[:, 2],
+    "range": lambda points: _xyz(points)[:, :2].norm(dim=1),
+    "radius": lambda points: _xyz(points).norm(dim=1),
     "one": lambda points: torch.ones_like(points.intensity),
 }
 
@@ -31,7 +38,8 @@ class PointInputs:
     """Which values of its points a voxel starts from.
 
     Attributes:
-        columns: among intensity, x, y, z (m), range (horizontal, m) and one (a constant).
+        columns: among intensity, standard_intensity (mean 0, deviation 1 over its dataset), x, y,
+            z (m), range (horizontal, m), radius (m) and one (a constant).
         scale: multiplies each column; None = 1.
         shift: added to each scaled column; None = 0.
         reduce: ``first`` takes the voxel's first point, ``mean`` averages its points.

@@ -12,10 +12,11 @@ slidr_cartesian      floor(xyz / v)                                 first appear
 nclr_me              round half to even(xyz / v), minus minimum     first appearance
 also                 round half to even(xyz / v), minus minimum     sorted by (x, y, z)
 nclr_torchsparse     floor(xyz / v - min(xyz / v))                  sorted by (x, y, z)
+waffleiron           floor((xyz - min(xyz)) / v)                    sorted by (x, y, z)
 ===================  =============================================  ========================
 
-All arithmetic is float32, as in the code these rules come from: the pretraining loaders of
-SLidR, ALSO and NCLR, and the quantisation of MinkowskiEngine 0.5.4 and torchsparse 1.4.0.
+All arithmetic is float32, as in the code these rules come from: the loaders of SLidR, ALSO, NCLR,
+WaffleIron and ScaLR, and the quantisation of MinkowskiEngine 0.5.4 and torchsparse 1.4.0.
 """
 
 from __future__ import annotations
@@ -114,12 +115,17 @@ def _floor_from_minimum(points: Tensor, size: Tensor) -> Tensor:
     return torch.floor(scaled - scaled.amin(0))
 
 
+def _floor_above_minimum(points: Tensor, size: Tensor) -> Tensor:
+    return torch.floor((points - points.amin(0)) / size)
+
+
 _RULES = {
     "slidr_cylindrical": _Rule(_cylindrical),
     "slidr_cartesian": _Rule(_floor),
     "nclr_me": _Rule(_round, shifted=True),
     "also": _Rule(_round, shifted=True, sorted=True),
     "nclr_torchsparse": _Rule(_floor_from_minimum, sorted=True),
+    "waffleiron": _Rule(_floor_above_minimum, sorted=True),
 }
 
 
