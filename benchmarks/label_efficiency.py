@@ -2,8 +2,9 @@
 
     python benchmarks/label_efficiency.py --out runs/label_efficiency --workers 2
 
-Rows: look-up, random init, ALSO, PPKT, SLidR, or some of them (``--rows``). Columns: linear probe
-and fine-tuning with 1 %, 10 % and 100 % of the labels. Every row tries the same learning rates and
+Rows: look-up, random init, ALSO, PPKT, SLidR, ScaLR, or some of them (``--rows``); of a small
+MinkUNet or, into ``OUT/waffleiron``, of a small WaffleIron (``--backbone``). Columns: probe and
+fine-tuning with 1 %, 10 % and 100 % of the labels. Every row tries the same learning rates and
 takes the one that is best on the ``tune`` scenes with seed 0; it is scored on the ``val`` scenes,
 which nothing else has seen.
 A seed changes the initial weights, every draw, and which frames are labelled.
@@ -55,9 +56,11 @@ SKIPS = {0.01: 100, 0.1: 10, 1.0: 1}
 PROBE_RATES = (5e-3, 2e-2, 8e-2)
 FINETUNE_RATES = (3e-3, 6e-3, 1.2e-2)
 FINETUNE_STEPS = {0.01: (150, 1), 0.1: (160, 2), 1.0: (240, 2)}  # steps, frames of a step
-METHODS = {"ALSO": "also", "PPKT": "ppkt", "SLidR": "slidr"}
-TAUGHT_BY_IMAGES = ("PPKT", "SLidR")
+
+METHODS = {"ALSO": "also", "PPKT": "ppkt", "SLidR": "slidr", "ScaLR": "scalr"}
+TAUGHT_BY_IMAGES = ("PPKT", "SLidR", "ScaLR")
 ROWS = (RANDOM_INIT, *METHODS)
+BACKBONES = {"minkunet": ROWS, "waffleiron": (RANDOM_INIT, "ScaLR")}
 PROTOCOLS = (Protocol.PROBE.value, Protocol.FINETUNE.value)
 SPLITS = (
     SplitConfig("teacher", scenes=40, frames=2),
@@ -76,7 +79,12 @@ class Bench:
     pretrain_steps: int
     rows: tuple[str, ...] = ROWS
     protocols: tuple[Protocol, ...] = (Protocol.PROBE, Protocol.FINETUNE)
+    backbone: str = "minkunet"
     points_per_frame: int = 4000
+
+    @property
+    def results(self) -> Path:
+        return self.out if self.backbone == "minkunet" else self.out / self.backbone
 
     @property
     def world(self) -> Path:
@@ -91,7 +99,7 @@ class Bench:
         return any(row in TAUGHT_BY_IMAGES for row in self.rows)
 
     def student(self, row: str, seed: int) -> Path:
-        return self.out / f"{METHODS[row]}_{seed}"
+        return self.results / f"{METHODS[row]}_{seed}"
 
     def frames(self, fraction: float, seed: int, split: str) -> Labelled:
         """The labelled frames of a fraction; a seed shifts which they are."""
@@ -129,14 +137,14 @@ def pretrain(bench: Bench, row: str, seed: int) -> None:
         overrides.append(f"--method.image_encoder.weights={bench.teacher}")
     if row == "SLidR":
         overrides.append(f"--method.superpixels.folder={bench.out / 'superpixels'}")
-    recipe = load(f"{METHODS[row]}_minkunet_synthetic", overrides)
+    recipe = load(f"{METHODS[row]}_{bench.backbone}_synthetic", overrides)
     train_student(recipe.recipe, recipe.resolved, run, progress=False)
 
 
 def backbone_of(bench: Bench, row: str, seed: int, ids: list[FrameId]) -> Backbone:
     """The pretrained backbone, or a random one with the batch-norm statistics of the data."""
     options = [f"--dataset.root={bench.world}", f"--seed={seed}"]
-    recipe = load("probe_minkunet_synthetic", options)
+    recipe = load(f"probe_{bench.backbone}_synthetic", options)
     backbone: Backbone = recipe.recipe.backbone
     if row == RANDOM_INIT:
         frames = bench.frames(1.0, seed, "val")
@@ -191,7 +199,7 @@ def finetune(
     frames = bench.frames(fraction, seed, "val")
     steps, batch = FINETUNE_STEPS[fraction]
     recipe = load(
-        "finetune_minkunet_synthetic",
+        f"finetune_{bench.backbone}_synthetic",
         [
             f"--dataset.root={bench.world}", f"--training.steps={steps}",
             f"--training.batch_size={batch}", f"--training.seed={seed}",
@@ -204,7 +212,7 @@ def finetune(
         built = architecture(task.backbone, recipe.resolved, "task", "backbone")
         load_backbone(task.backbone, bench.student(row, seed), built)
     task.set_class_weights(label_counts(frames.batches(frames.train), task.num_classes))
-    run = bench.out / "finetune" / f"{row}_{seed}_{fraction}_{rate}".replace(" ", "_")
+    run = bench.results / "finetune" / f"{row}_{seed}_{fraction}_{rate}".replace(" ", "_")
     fit(
         task, frames.dataset, frames.train, Field.SEMANTIC, task.transforms(True),
         recipe.recipe.training, run, "finetune", prepare=task.backbone.prepare, progress=False,
@@ -254,7 +262,7 @@ class Jobs:
         self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
 
     def submit(self, name: str, job: Callable[..., object], *arguments: object) -> Future[object]:
-        file = self.bench.out / "jobs" / f"{name.replace(' ', '_')}.json"
+        file = self.bench.results / "jobs" / f"{name.replace(' ', '_')}.json"
         future = self.pool.submit(_once, file, job, self.bench, *arguments)
         future.add_done_callback(lambda _: self._say(name))
         return future
@@ -352,7 +360,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/label_efficiency"))
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--backbone", choices=BACKBONES, default="minkunet")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, help="default: all")
     parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pretrain-steps", type=int, default=400)
@@ -361,14 +370,22 @@ def main() -> None:
     bench = Bench(
         arguments.out,
         arguments.pretrain_steps,
-        tuple(arguments.rows),
+        tuple(arguments.rows or BACKBONES[arguments.backbone]),
         tuple(map(Protocol, arguments.protocols)),
+        arguments.backbone,
     )
     command = (
         f"python benchmarks/label_efficiency.py --out {arguments.out} --seeds {arguments.seeds} "
-        f"--rows {shlex.join(bench.rows)} --protocols {' '.join(bench.protocols)}"
+        f"--backbone {bench.backbone} --rows {shlex.join(bench.rows)} "
+        f"--protocols {' '.join(bench.protocols)}"
     )
-    recorder = Recorder(bench.out, "Label efficiency on the synthetic world", command, 0, "")
+    recorder = Recorder(
+        bench.results,
+        f"Label efficiency of {bench.backbone} on the synthetic world",
+        command,
+        0,
+        "",
+    )
     with recorder.stage("prepare", "world, teacher, superpixels"):
         prepare(bench, arguments.workers)
     with recorder.stage("experiments", "pretraining, probes, fine-tuning"):
@@ -387,9 +404,9 @@ def main() -> None:
             EfficiencyRow(row, protocol, fraction, tuple(values), max(1, round(120 * fraction)))
             for (row, protocol, fraction), values in scores.items()
         ),
-    ).save(bench.out)
-    (bench.out / "table.md").write_text(table(scores, bench) + "\n")
-    print(table(scores, bench), f"\nreport: {build_report(bench.out)}", sep="\n")
+    ).save(bench.results)
+    (bench.results / "table.md").write_text(table(scores, bench) + "\n")
+    print(table(scores, bench), f"\nreport: {build_report(bench.results)}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from torch import Tensor
 from lidarssl.backbones.voxelize import PointInputs
 from lidarssl.errors import ConfigError
 from lidarssl.frame import PointBatch
+from lidarssl.geometry.boxes import Corner, inside_box
 from lidarssl.geometry.knn import nearest_table, neighbour_table
 from lidarssl.geometry.voxels import voxelize
-from lidarssl.transforms.thinning import Corner, inside_box
 
 Grid = tuple[int, int]
 # Axes of the plane that is left when one is projected out.

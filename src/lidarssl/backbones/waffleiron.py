@@ -24,8 +24,8 @@ from lidarssl.backbones.plane_tokens import Grid, PlaneGrids, PlaneTokens, Token
 from lidarssl.backbones.voxelize import PointInputs
 from lidarssl.errors import ConfigError
 from lidarssl.frame import PointBatch, PointFeatures
+from lidarssl.geometry.boxes import Corner
 from lidarssl.sparse.norms import RowNorm
-from lidarssl.transforms.thinning import Corner
 
 Norm = Literal["batch", "layer"]
 Activation = Literal["relu", "gelu"]
@@ -212,6 +212,7 @@ class WaffleIron(Backbone):
         self.rule = TokenRule(
             PlaneGrids(fov, planes, grids), neighbours, voxel_size, inputs, padded
         )
+        self.fov, self.voxel_of_token = fov, voxel_size
         self.out_channels, self.drop_path, self.checkpointing = channels, drop_path, checkpointing
         self.embed = Embedding(len(inputs.columns), channels)
         self.waffleiron = Mixes(channels, depth, norm, activation)

@@ -40,6 +40,7 @@ class Synthetic(NuScenes):
     """
 
     name = "synthetic"
+    intensity_statistics = (42.89, 32.64)
     classes = ClassTable(tuple(semantic.name.lower() for semantic in Semantic), PALETTE)
     box_classes = ("car", "truck", "cyclist", "pedestrian")
     class_of_category = {name: name for name in classes.names}  # noqa: RUF012

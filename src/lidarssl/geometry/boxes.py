@@ -7,6 +7,8 @@ from torch import Tensor
 
 from lidarssl.frame import Boxes
 
+Corner = tuple[float, float, float]
+
 _CORNER_SIGNS = (
     (1.0, 1.0, -1.0),
     (1.0, -1.0, -1.0),
@@ -44,6 +46,12 @@ def points_in_boxes(points: Tensor, boxes: Boxes, chunk: int = 2**22) -> Tensor:
         local = _turn(offset, -boxes.yaw)
         inside[first : first + rows] = (local.abs() <= boxes.size / 2).all(-1)
     return inside
+
+
+def inside_box(points: Tensor, low: Corner, high: Corner, margin: float = 1e-4) -> Tensor:
+    """Which points lie inside an upright box by more than ``margin`` m, (N,) bool."""
+    lowest, highest = points.new_tensor(low) + margin, points.new_tensor(high) - margin
+    return ((points > lowest) & (points < highest)).all(1)
 
 
 def transform_boxes(boxes: Boxes, matrix: Tensor) -> Boxes:

@@ -120,8 +120,12 @@ def crop_pixels(row: Tensor, col: Tensor, crop: Crop, size: Size) -> tuple[Tenso
     return new_row, new_col, inside
 
 
-def resize_pixels(row: Tensor, col: Tensor, before: Size, after: Size) -> tuple[Tensor, Tensor]:
+def resize_pixels(
+    row: Tensor, col: Tensor, before: Size, after: Size, rounding: Rounding = "round"
+) -> tuple[Tensor, Tensor]:
     """Pixels of an image resized as a whole; the last row and column hold what rounds up."""
+    if rounding == "floor":
+        return row * after[0] // before[0], col * after[1] // before[1]
     new_row = _round_ratio(row, after[0], before[0]).clamp(max=after[0] - 1)
     new_col = _round_ratio(col, after[1], before[1]).clamp(max=after[1] - 1)
     return new_row, new_col
@@ -323,11 +327,20 @@ class ResizedCrop:
 class ResizeWhole:
     """Bring every image to ``size`` (height, width), all of it; every match is kept.
 
-    SLidR's validation transform, which its code calls a centre crop.
+    SLidR's validation transform, which its code calls a centre crop, and ScaLR's only one.
+
+    Args:
+        size: see above.
+        rounding: of the pixels of matches, ``round`` (SLidR) or ``floor`` (ScaLR).
+        antialias: smooth before reducing.
     """
 
-    def __init__(self, size: Size = (224, 416)) -> None:
+    def __init__(
+        self, size: Size = (224, 416), rounding: Rounding = "round", antialias: bool = False
+    ) -> None:
         self.size: Size = (size[0], size[1])
+        self.rounding: Rounding = rounding
+        self.antialias = antialias
 
     def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
         matches = matches_of(frame)
@@ -335,8 +348,11 @@ class ResizeWhole:
         cameras = []
         for number, camera in enumerate(frame.cameras):
             before, mine = image_size(camera), matches.image == number
-            row[mine], col[mine] = resize_pixels(row[mine], col[mine], before, self.size)
-            cameras.append(crop_camera(camera, Crop.whole(before), self.size))
+            row[mine], col[mine] = resize_pixels(
+                row[mine], col[mine], before, self.size, self.rounding
+            )
+            whole = Crop.whole(before)
+            cameras.append(crop_camera(camera, whole, self.size, self.antialias))
         return replace(frame, cameras=tuple(cameras), matches=replace(matches, row=row, col=col))
 
 

@@ -80,13 +80,39 @@ class FlipAxes:
         return change_lidar_frame(frame, torch.diag(signs))
 
 
+class FlipOneAxis:
+    """With probability ``probability`` x -> -x or y -> -y, one as likely as the other."""
+
+    def __init__(self, probability: float = 2 / 3) -> None:
+        self.probability = probability
+
+    def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
+        flip, axis = rng.random() < self.probability, int(rng.integers(2))
+        if not flip:
+            return frame
+        signs = torch.ones(3)
+        signs[axis] = -1.0
+        return change_lidar_frame(frame, torch.diag(signs))
+
+
+class FlipOne:
+    """x -> -x or y -> -y, never both, with probability ``probability``."""
+
+    def __init__(self, probability: float = 2 / 3) -> None:
+        self.probability = probability
+
+    def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
+        flip, axis = rng.random() < self.probability, int(rng.integers(2))
+        signs = torch.ones(3)
+        signs[axis] = -1.0 if flip else 1.0
+        return change_lidar_frame(frame, torch.diag(signs))
+
+
 class ScalePoints:
     """Scale all axes by one factor uniform in [low, high)."""
 
     def __init__(self, low: float = 0.95, high: float = 1.05) -> None:
-        _check_range(low, high, "scale")
-        if low <= 0:
-            raise ConfigError(f"scale {low} is not positive", field="low")
+        check_scale_range(low, high)
         self.low, self.high = low, high
 
     def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
@@ -171,6 +197,17 @@ class DropUnlabeled:
                 remedy="leave drop_unlabeled off",
             )
         return frame.select(frame.semantic > 0)
+
+
+def check_scale_range(low: float, high: float) -> None:
+    """Refuse a range of scales that is empty or reaches 0.
+
+    Raises:
+        ConfigError: it is or does.
+    """
+    _check_range(low, high, "scale")
+    if low <= 0:
+        raise ConfigError(f"scale {low} is not positive", field="low")
 
 
 def _check_range(low: float, high: float, name: str) -> None:

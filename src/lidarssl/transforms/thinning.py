@@ -16,9 +16,8 @@ from torch import Tensor
 
 from lidarssl.errors import ConfigError
 from lidarssl.frame import Frame
+from lidarssl.geometry.boxes import Corner, inside_box
 from lidarssl.geometry.voxels import voxelize
-
-Corner = tuple[float, float, float]
 
 
 def random_of_each_voxel(points: Tensor, voxel_size: float, order: Tensor) -> Tensor:
@@ -39,12 +38,6 @@ def nearest_to(points: Tensor, center: int, count: int) -> Tensor:
     """The ``count`` points nearest to point ``center``, (min(count, N),) int64, nearest first."""
     distance = (points - points[center]).square().sum(1)
     return distance.argsort()[:count]
-
-
-def inside_box(points: Tensor, low: Corner, high: Corner, margin: float = 1e-4) -> Tensor:
-    """Which points lie inside a box by more than ``margin`` m, (N,) bool."""
-    lowest, highest = points.new_tensor(low) + margin, points.new_tensor(high) - margin
-    return ((points > lowest) & (points < highest)).all(1)
 
 
 class Thin:
