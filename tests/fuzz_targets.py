@@ -46,8 +46,20 @@ from lidarssl.datasets.kitti_files import (
 from lidarssl.datasets.kitti_object import KittiObject, boxes_in_lidar, parse_object_labels
 from lidarssl.datasets.layout import parse_numbered_names
 from lidarssl.datasets.nuscenes import parse_panoptic
+from lidarssl.datasets.nuscenes_fractions import parse_list
 from lidarssl.datasets.once import Once
 from lidarssl.datasets.once_files import parse_once
+from lidarssl.datasets.pandaset_files import (
+    boxes_in_lidar as pandaset_boxes,
+)
+from lidarssl.datasets.pandaset_files import (
+    numeric_columns,
+    parse_intrinsics,
+    parse_latitude,
+    parse_timestamps,
+    raw_labels,
+)
+from lidarssl.datasets.pandaset_files import parse_poses as parse_pandaset_poses
 from lidarssl.datasets.pcd import parse_pcd
 from lidarssl.datasets.ply import parse_ply
 from lidarssl.datasets.point_files import (
@@ -61,9 +73,11 @@ from lidarssl.datasets.point_files import (
     parse_npy,
 )
 from lidarssl.datasets.semantic_poss import parse_tag
+from lidarssl.datasets.table_pickles import Table, parse_pickled_table, parse_table
 from lidarssl.errors import DataError
 from lidarssl.frame import Boxes
 from lidarssl.geometry.distortion import undistort_image
+from pandaset_files import car_pose, cuboids, pose_entry, table_bytes, table_file
 
 PATH = Path("damaged")
 # A kind of damage, where (a share of the length), and how (any integer).
@@ -189,6 +203,20 @@ def _once(data: bytes) -> None:
         _boxes(sequence.frame_boxes(frame))
 
 
+def _pandaset(table: Table) -> None:
+    """Whatever of scans, labels and boxes the columns can be."""
+    for column in table.values():
+        assert column.ndim == 1
+    if "class" in table:
+        raw_labels(table, PATH, 50)
+    elif "label" in table:
+        labels = {"Car": 0, "Animals - Bird": None}
+        _boxes(pandaset_boxes(table, PATH, torch.eye(4).double(), 0, labels))
+    else:
+        columns = numeric_columns(table, "xyzitd", PATH)
+        _cloud(dict(zip("xyzi", columns[:4], strict=True)))
+
+
 def _table(kind: type[tables.TableRow]) -> Callable[[bytes], None]:
     def parse(data: bytes) -> None:
         try:
@@ -249,6 +277,7 @@ def targets() -> list[Target]:
         Target("poses.txt", ((IDENTITY * 4).encode(),), lambda d: _finite(parse_poses(d, PATH))),
         *rows,
         *_kitti_targets(),
+        *_pandaset_targets(),
         Target("once.json", (_json(once_content(["1616343527200", "5"], ["5"])),), _once),
         Target(
             "calibration.json",
@@ -270,6 +299,11 @@ def targets() -> list[Target]:
             "panoptic.npz",
             (panoptic_bytes((np.arange(50) % 3).astype(np.uint8)),),
             lambda d: _discard(parse_panoptic(d, PATH, 50)),
+        ),
+        Target(
+            "fraction list.npy",
+            (npy_bytes(np.array([["a.bin", "b.bin", "lidar-0"], ["c", "d", "lidar-1"]])),),
+            lambda d: _discard(parse_list(d, PATH)),
         ),
     ]
 
@@ -299,6 +333,42 @@ def _kitti_targets() -> list[Target]:
             lambda d: _finite(parse_camera_to_pose(d, PATH)),
         ),
         Target("perspective.txt", (KITTI_360_PERSPECTIVE.encode(),), _perspective),
+    ]
+
+
+def _pandaset_targets() -> list[Target]:
+    scan = {key: np.linspace(-30, 9, 50) for key in "xyzit"} | {"d": np.arange(50) % 2}
+    boxes = {**cuboids(0), "label": ["Car"] * 3 + ["Animals - Bird"]}
+    tables = ({"class": np.arange(50) % 43}, boxes, scan)
+    poses = [pose_entry(*car_pose(number)) for number in range(3)]
+    intrinsics = {"fx": 1970.01, "fy": 1970.0, "cx": 970.0, "cy": 483.3}
+    return [
+        Target(
+            "table.pkl",
+            tuple(table_bytes(table, layout) for table in tables for layout in ("old", "new")),
+            lambda d: _pandaset(parse_pickled_table(d, PATH)),
+        ),
+        Target(
+            "table.pkl.gz",
+            tuple(table_file(table) for table in tables),
+            lambda d: _pandaset(parse_table(d, PATH)),
+        ),
+        Target(
+            "poses.json", (_json(poses),), lambda d: _finite(parse_pandaset_poses(d, PATH).sum())
+        ),
+        Target(
+            "intrinsics.json", (_json(intrinsics),), lambda d: _finite(parse_intrinsics(d, PATH))
+        ),
+        Target(
+            "gps.json",
+            (_json([{"lat": 37.77, "long": -122.4}]),),
+            lambda d: _discard(parse_latitude(d, PATH)),
+        ),
+        Target(
+            "timestamps.json",
+            (_json([1557539956.5, 1557539956.6]),),
+            lambda d: _discard(parse_timestamps(d, PATH)),
+        ),
     ]
 
 

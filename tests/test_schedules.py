@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -73,6 +74,62 @@ def test_warmup_cosine_goes_from_zero_to_lr_to_min() -> None:
     assert curve[10] == max(curve) == pytest.approx(2e-3)
     assert curve[55] == pytest.approx((2e-3 + 1e-5) / 2)
     assert curve[100] == pytest.approx(1e-5)
+
+
+WARMUP, COOLDOWN, TOTAL, TIMESCALE = 10, 630, 650, 4.5
+
+
+def inverse_sqrt_table(published: bool) -> np.ndarray:
+    """The curve of ScaLR+ for 65 epochs of 10 iterations, part by part."""
+    i = np.arange(TOTAL, dtype=np.float64)
+    rise = i[:WARMUP] / WARMUP
+    middle = (1 + (i[WARMUP : COOLDOWN + 1] - WARMUP) / TIMESCALE) ** -0.5
+    m = TOTAL - COOLDOWN
+    elapsed = COOLDOWN if published else COOLDOWN - WARMUP
+    fall = (1 + elapsed / TIMESCALE) ** -0.5 * (m - (i[COOLDOWN + 1 :] - COOLDOWN) - 1) / (m - 1)
+    return np.concatenate([rise, middle, fall])
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_inverse_sqrt_follows_its_formula(published: bool) -> None:
+    found = [
+        schedules.inverse_sqrt(
+            i, WARMUP, COOLDOWN, TOTAL, 2e-3, timescale=TIMESCALE, published_jump=published
+        )
+        for i in range(TOTAL)
+    ]
+    np.testing.assert_allclose(found, 2e-3 * inverse_sqrt_table(published), rtol=1e-12, atol=1e-18)
+    assert (found[0], found[WARMUP]) == (0, 2e-3)
+    assert found[-1] == pytest.approx(0, abs=1e-18)
+    assert found[COOLDOWN] / 2e-3 == pytest.approx(0.085, abs=5e-4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    warmup=st.integers(0, 20),
+    cooldown=st.integers(20, 80),
+    timescale=st.floats(0.1, 100),
+)
+def test_inverse_sqrt_never_jumps(warmup: int, cooldown: int, timescale: float) -> None:
+    """Between two steps it moves at most as far as the steepest of its three parts."""
+
+    def rate(step: float) -> float:
+        return schedules.inverse_sqrt(step, warmup, cooldown, 100, 1.0, timescale=timescale)
+
+    steps = np.linspace(warmup, 105, 4001)
+    rates = np.array([rate(step) for step in steps])
+    steepest = max(0.5 / timescale, 1 / (99 - cooldown))
+    assert np.diff(rates).max() <= 1e-12
+    assert -np.diff(rates).min() <= steepest * (steps[1] - steps[0]) * 1.001
+    assert rates.min() == 0
+
+
+def test_inverse_sqrt_may_lack_any_of_its_parts() -> None:
+    assert schedules.inverse_sqrt(0, 0, 10, 10, 1.0, timescale=5) == 1
+    assert schedules.inverse_sqrt(9, 0, 10, 10, 1.0, timescale=3) == pytest.approx(0.5)
+    assert schedules.inverse_sqrt(9, 0, 9, 10, 1.0, timescale=3) == pytest.approx(0.5)
+    falling = [schedules.inverse_sqrt(i, 4, 0, 9, 1.0, timescale=1e9) for i in range(9)]
+    assert falling == pytest.approx([0, 0.25, 0.5, 0.75, 0.5, 0.375, 0.25, 0.125, 0], abs=1e-6)
 
 
 def test_no_warmup_is_a_cosine() -> None:

@@ -32,6 +32,7 @@ def collate(frames: Sequence[Frame]) -> Batch:
         frame_of_image=torch.repeat_interleave(torch.arange(len(frames)), camera_counts),
         superpixels=_stack(frames, [camera.superpixels for camera in cameras], "superpixels"),
         image_labels=_stack(frames, [camera.labels for camera in cameras], "labels"),
+        image_features=_stack(frames, [camera.features for camera in cameras], "features"),
         matches=_concatenate_matches(frames, sizes, camera_counts),
         queries=_concatenate_queries(frames, sizes),
         semantic=_concatenate(frames, "semantic"),

@@ -55,6 +55,8 @@ class Camera:
         camera_from_lidar: (4, 4) float64, ego motion between the two exposures included.
         superpixels: (H, W) int64 segment ids from 0, or None.
         labels: (H, W) int64 class ids, 0 = ignored (weak or synthetic labels), or None.
+        features: (C, h, w) float16 or float32 map that an image encoder made of all of the image
+            ahead of time, or None.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Camera:
     camera_from_lidar: Tensor
     superpixels: Tensor | None = None
     labels: Tensor | None = None
+    features: Tensor | None = None
 
 
 @dataclass
@@ -257,6 +260,7 @@ class Batch:
         frame_of_image: (I,) int64.
         superpixels: (I, H, W) int64.
         image_labels: (I, H, W) int64, 0 = ignored.
+        image_features: (I, C, h, w) float16 or float32, see ``Camera.features``.
         matches: rows count points and images of the batch.
         queries: pairs count queries and points of the batch.
         semantic, instance: (N,) int64, 0 = ignored / none.
@@ -268,6 +272,7 @@ class Batch:
     frame_of_image: Tensor | None = None
     superpixels: Tensor | None = None
     image_labels: Tensor | None = None
+    image_features: Tensor | None = None
     matches: Matches | None = None
     queries: Queries | None = None
     semantic: Tensor | None = None

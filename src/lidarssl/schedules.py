@@ -31,6 +31,40 @@ def warmup_cosine(
     return cosine(step - warmup, max(total - warmup, 1), lr, min_lr)
 
 
+def inverse_sqrt(
+    step: float,
+    warmup: float,
+    cooldown: float,
+    total: float,
+    lr: float,
+    *,
+    timescale: float,
+    published_jump: bool = False,
+) -> float:
+    """Linear from 0 to ``lr``, then as 1 / sqrt of the time, then linear to 0.
+
+    ScaLR+ steps it once per iteration: ``lr / sqrt(1 + (step - warmup) / timescale)`` between
+    ``warmup`` and ``cooldown``; 0 at step 0 and at ``total - 1``, the last one. (Zhai et al.,
+    "Scaling Vision Transformers", CVPR 2022, section 3.5.)
+
+    Args:
+        warmup: steps of the rise.
+        cooldown: step from which the rate falls linearly.
+        total: steps of the run.
+        timescale: steps.
+        published_jump: count the time of the fall's first rate from step 0 instead of from
+            ``warmup``: the published code, whose rate makes a small jump there.
+    """
+    if step < warmup:
+        return lr * step / warmup
+    since = 0.0 if published_jump and step > cooldown else warmup
+    plateau = lr / math.sqrt(1 + (min(step, max(cooldown, warmup)) - since) / timescale)
+    if step <= cooldown:
+        return plateau
+    length = max(total - cooldown - 1, 1)
+    return plateau * max(0.0, 1 - (step - cooldown) / length)
+
+
 def warmup_restarts(
     step: float,
     warmup: int,

@@ -18,6 +18,8 @@ WEIGHTS_FILE = "model.safetensors"
 CONTAINERS = ("model_points", "model_point", "state_dict", "net", "model_state", "model")
 _MAX_HEADER_BYTES = 100_000_000
 _ZIP_START = b"PK\x03\x04"
+# A score that somebody averaged with numpy, beside the weights.
+_NUMPY_NUMBERS = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 
 
 def weights_file(path: str | Path) -> Path:
@@ -134,9 +136,19 @@ def _starts_safetensors(start: bytes) -> bool:
     return start[8:] == b"{" and 2 <= length <= _MAX_HEADER_BYTES
 
 
+class _Unread:
+    """Takes the place of a number of numpy: nothing of numpy itself is called for a file."""
+
+    def __init__(self, *values: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
 def _read_torch(path: Path) -> Mapping[str, Any]:
+    stand_ins: list[Any] = [(_Unread, name) for name in _NUMPY_NUMBERS]
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(stand_ins):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged or hostile bytes make the reader raise anything
         raise DataError(
             f"not a file of plain tensors ({reason(error)})",

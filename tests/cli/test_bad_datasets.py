@@ -10,6 +10,7 @@ import pytest
 from box_dataset_files import write_kitti_object, write_once
 from commands import Command
 from dataset_files import write_kitti_360, write_semantic_kitti, write_semantic_poss
+from pandaset_files import write_pandaset
 
 DRIVE = "2013_05_28_drive_0000_sync"
 RAW = f"data_3d_raw/{DRIVE}/velodyne_points/data/0000000005.bin"
@@ -20,6 +21,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "kitti_object": write_kitti_object,
     "kitti_360": write_kitti_360,
     "once": write_once,
+    "pandaset": write_pandaset,
 }
 # What damage leaves unusable; an empty label_2 or poses.txt of KITTI-360 is a good file.
 FILES = {
@@ -30,8 +32,16 @@ FILES = {
     "calibration/perspective.txt calibration/calib_cam_to_velo.txt",
     "once": "data/000076/lidar_roof/1616343527200.bin data/000076/cam01/1616343527200.jpg "
     "data/000076/000076.json ImageSets/train.txt",
+    "pandaset": "lidar/00.pkl.gz lidar/poses.json lidar/timestamps.json meta/gps.json "
+    "camera/left_camera/00.jpg camera/left_camera/poses.json camera/left_camera/intrinsics.json "
+    "annotations/semseg/00.pkl.gz annotations/cuboids/00.pkl.gz",
 }
-FOLDERS = {"semantic_kitti": SEQUENCE, "semantic_poss": SEQUENCE, "kitti_object": "training"}
+FOLDERS = {
+    "semantic_kitti": SEQUENCE,
+    "semantic_poss": SEQUENCE,
+    "kitti_object": "training",
+    "pandaset": "001",
+}
 GARBAGE_ONLY = [
     ("semantic_poss", f"{SEQUENCE}/poses.txt"),
     ("kitti_object", "training/label_2/000000.txt"),

@@ -188,6 +188,9 @@ def test_evaluation(command: Command, probed: Path) -> None:
     refuses(command("evaluate", probed, "--protocol", "nuscenes"), "nuscenes_devkit")
     refuses(command("evaluate", probed, "--points", "some"), "all, decimated, nearest")
     refuses(command("evaluate", probed, "--points", "decimated"), "trained on whole scans")
+    refuses(command("evaluate", probed, "--points", "nearest", "--votes", 2), "whole scans")
+    refuses(command("evaluate", probed, "--votes-drop-path"), "2 or more")
+    refuses(command("evaluate", probed, "--votes", 2, "--votes-drop-path"), "drop_path")
     refuses(command("evaluate", probed, "--dataset.root", "nowhere"), "nowhere")
 
 

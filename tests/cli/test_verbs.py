@@ -10,10 +10,13 @@ import pytest
 
 from commands import Command, Tiny
 from lidarssl import __version__, checkpoints
+from lidarssl.datasets.mixed import Mixed
 from lidarssl.datasets.synthetic import Synthetic
 from lidarssl.frame import Field
 from lidarssl.images.unet import SmallUNet
+from lidarssl.recipes.schema import load
 from lidarssl.report.schema import LOOK_UP, RANDOM_INIT, Results, RunRecord
+from pandaset_files import write_pandaset
 
 
 def test_version(command: Command) -> None:
@@ -24,7 +27,8 @@ def test_version(command: Command) -> None:
     "verb",
     [
         "demo", "recipes", "data check", "data stats", "data synthesize", "prepare superpixels",
-        "prepare teacher", "pretrain", "probe", "finetune", "evaluate", "report", "doctor",
+        "prepare image-features", "prepare instances", "prepare teacher", "pretrain", "probe",
+        "finetune", "evaluate", "report", "doctor",
     ],
 )  # fmt: skip
 def test_help_explains_with_examples(command: Command, verb: str) -> None:
@@ -69,6 +73,18 @@ def test_data_check_and_stats(command: Command, tiny: Tiny) -> None:
     assert "2 checked, 0 bad" in checked.out
     stats = command("data", "stats", "synthetic", "--root", tiny.world, "--limit", 1, "--json")
     assert json.loads(stats.out)["frames"] == 1
+
+
+def test_options_of_a_dataset_are_options_of_the_check(command: Command, tmp_path: Path) -> None:
+    root = write_pandaset(tmp_path, {"001": 2, "003": 1})
+    checked = command("data", "check", "pandaset", "--root", root, "--sensor", "pandar_gt")
+    assert checked.code == 0, checked.err
+    assert "2 checked, 0 bad" in checked.out
+    assert "front_camera: " in checked.out
+    assert "back_camera" not in checked.out
+    wrong = command("data", "check", "pandaset", "--root", root, "--sensor", "pandar128")
+    assert wrong.code == 2
+    assert "pandar64" in wrong.err
 
 
 def test_data_check_counts_bad_frames(command: Command, tiny: Tiny, tmp_path: Path) -> None:
@@ -139,6 +155,40 @@ def test_pretrain_leaves_a_student_and_a_report(pretrained: Path) -> None:
     assert not record.notes
 
 
+def two_worlds(tiny: Tiny, key: str) -> list[str]:
+    """Words for a mixture of a world and of itself at half the size of its images."""
+    return [
+        f"--{key}a.class_path=Synthetic", f"--{key}a.root={tiny.world}",
+        f"--{key}b=Synthetic", f"--{key}b.root={tiny.world}", f"--{key}b.image_scale=0.5",
+    ]  # fmt: skip
+
+
+def test_several_datasets_at_once(command: Command, tiny: Tiny, tmp_path: Path) -> None:
+    checked = command("data", "check", "mixed", *two_worlds(tiny, "datasets."), "--workers", 0)
+    assert checked.code == 0, checked.err
+    assert "mixed train: 4 frames in 4 sequences; 4 checked, 0 bad" in checked.out
+    plain = [word for word in tiny.pretrain(tmp_path, "ppkt") if "--dataset.root" not in word]
+    words = [
+        *plain, "--dataset.class_path=Mixed", *two_worlds(tiny, "dataset.datasets."),
+        "--dataset.weights={a: 1, b: 3}",
+    ]  # fmt: skip
+    done = command(*words)
+    assert done.code == 0, done.err
+    assert checkpoints.load(tmp_path / "student.safetensors").card.data == ("synthetic/train",)
+    keys = command("recipes", tmp_path / "recipe.yaml", "--keys").out
+    assert "* --dataset.datasets = {a, b}" in keys
+    assert "* --dataset.datasets.b.image_scale = 0.5 " in keys
+    again = load(str(tmp_path / "recipe.yaml"))
+    assert again.resolved == (tmp_path / "recipe.yaml").read_text()
+    mixed = again.recipe.dataset
+    assert isinstance(mixed, Mixed)
+    assert mixed.weights == {"a": 1, "b": 3}
+    sizes = [mixed.load(frame).cameras[0].image for frame in mixed.frames("train")[1:3]]
+    assert [image.shape[1:] for image in sizes if image is not None] == [(32, 64), (16, 32)]
+    refused = command(*words, "--resume", "--dataset.weights=null")
+    assert "started with weights {'a': 1.0, 'b': 3.0}, not {}" in refused.err
+
+
 def test_dry_run_writes_nothing(command: Command, tiny: Tiny, tmp_path: Path) -> None:
     shown = command(*tiny.pretrain(tmp_path / "run", "ppkt"), "--dry-run")
     assert shown.code == 0, shown.err
@@ -204,6 +254,10 @@ def test_finetune_then_evaluate(
     assert "slidr" in done.out
     evaluated = command("evaluate", tmp_path, "--quiet")
     assert evaluated.code == 0, evaluated.err
+    voted = command("evaluate", tmp_path, "--quiet", "--votes", 2)
+    assert voted.code == 0, voted.err
+    assert "2 votes on every scan" in voted.out
+    assert scored_points(voted.out) == scored_points(evaluated.out) > 0
 
 
 def scored_points(table: str) -> int:

@@ -27,12 +27,15 @@ from lidarssl.datasets.base import Dataset
 from lidarssl.datasets.folder import Folder
 from lidarssl.datasets.kitti_360 import Kitti360
 from lidarssl.datasets.kitti_object import KittiObject
+from lidarssl.datasets.mixed import Mixed
 from lidarssl.datasets.nuscenes import NuScenes
 from lidarssl.datasets.once import Once
+from lidarssl.datasets.pandaset import Pandaset
 from lidarssl.datasets.semantic_kitti import SemanticKitti
 from lidarssl.datasets.semantic_poss import SemanticPoss
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Field, Frame, FrameId
+from pandaset_files import write_pandaset
 
 
 def _synthetic(root: Path) -> Dataset:
@@ -47,6 +50,12 @@ def _synthetic(root: Path) -> Dataset:
     return synthetic.Synthetic.generate(root, world, workers=1, progress=False)
 
 
+def _mixed(root: Path) -> Mixed:
+    city = NuScenes(write_nuscenes(root / "city"), cameras=("CAM_BACK", "CAM_FRONT"))
+    road = SemanticKitti(write_semantic_kitti(root / "road"))
+    return Mixed({"city": city, "road": road}, {"city": 2, "road": 1})
+
+
 FIXTURES: dict[str, Callable[[Path], Dataset]] = {
     "SemanticKitti": lambda root: SemanticKitti(write_semantic_kitti(root)),
     "NuScenes": lambda root: NuScenes(write_nuscenes(root), cameras=("CAM_BACK", "CAM_FRONT")),
@@ -58,6 +67,8 @@ FIXTURES: dict[str, Callable[[Path], Dataset]] = {
     ),
     "Kitti360": lambda root: Kitti360(write_kitti_360(root), cameras=("image_00", "image_01")),
     "Once": lambda root: Once(write_once(root)),
+    "Pandaset": lambda root: Pandaset(write_pandaset(root)),
+    "Mixed": _mixed,
 }
 
 
@@ -86,18 +97,19 @@ def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_classes_and_colours_agree(dataset: Dataset) -> None:
     names, colors = dataset.classes.names, dataset.classes.colors
-    assert len(names) == len(colors) == len(set(names)) >= 2
+    assert len(names) == len(colors) == len(set(names)) >= (1 if isinstance(dataset, Mixed) else 2)
     assert all(0 <= part <= 255 for color in colors for part in color)
     assert not set(dataset.box_classes) - set(names)
 
 
 def test_frames_are_unique_deterministic_and_named_after_the_dataset(dataset: Dataset) -> None:
     assert {"train", "val"} <= set(dataset.splits)
+    named = set(dataset.datasets) if isinstance(dataset, Mixed) else {dataset.name}
     for split in ("train", "val"):
         ids = dataset.frames(split)
         assert ids == dataset.frames(split)
         assert len(set(ids)) == len(ids) > 0
-        assert {frame.dataset for frame in ids} == {dataset.name}
+        assert {frame.dataset for frame in ids} == named
         assert not any("/" in frame.sequence + frame.token for frame in ids)
         assert dataset.sequences(split) == list(dict.fromkeys(frame.sequence for frame in ids))
     assert not set(dataset.frames("train")) & set(dataset.frames("val"))
@@ -119,8 +131,8 @@ def test_unknown_split_names_the_closest(dataset: Dataset) -> None:
 def test_unknown_frames_are_refused(dataset: Dataset) -> None:
     good = dataset.frames("train")[0]
     for bad in (
-        FrameId(dataset.name, good.sequence, "../../etc/passwd"),
-        FrameId(dataset.name, "..", good.token),
+        FrameId(good.dataset, good.sequence, "../../etc/passwd"),
+        FrameId(good.dataset, "..", good.token),
         FrameId("another", good.sequence, good.token),
     ):
         with pytest.raises(DataError):
@@ -172,7 +184,7 @@ def test_no_label_file_is_opened_unless_labels_are_asked_for(
 
 
 def _label_files(paths: list[Path]) -> list[Path]:
-    folders = {"labels", "label_2", "lidarseg", "panoptic", "camseg"}
+    folders = {"labels", "label_2", "lidarseg", "panoptic", "camseg", "annotations"}
     return [path for path in paths if folders & set(path.parts)]
 
 

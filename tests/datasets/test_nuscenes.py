@@ -111,6 +111,74 @@ def test_a_thousandth_of_also_is_one_scene_and_never_another(tmp_path: Path) -> 
         opened(root, fractions="segcontrast")
 
 
+def write_list(folder: Path, skip: int, tokens: list[str]) -> None:
+    rows = [[f"samples/LIDAR_TOP/{one}.bin", f"lidarseg/{one}.bin", one] for one in tokens]
+    np.save(folder / f"nuscenes-ratio_{skip}-v_0.npy", np.array(rows))
+
+
+def lidar_tokens(root: Path) -> dict[str, str]:
+    """Token of the lidar reading of every sample, from the table itself."""
+    table = json.loads((root / "v1.0-mini" / "sample_data.json").read_text())
+    return {row["sample_token"]: row["token"] for row in table if "LIDAR_TOP" in row["filename"]}
+
+
+def test_a_list_chooses_key_frames_of_the_split(tmp_path: Path) -> None:
+    root, _ = six_scenes(tmp_path / "data")
+    tokens = lidar_tokens(root)
+    write_list(tmp_path, 10, [tokens["sample-4"], tokens["sample-1"], "elsewhere"])
+    dataset = opened(root, fractions="scalr", fraction_lists=tmp_path)
+    kept = dataset.label_fraction("train", 10)
+    assert [frame.token for frame in kept] == ["sample-1", "sample-4"]
+    assert dataset.fraction_size("train", 10) == 3
+    assert dataset.label_fraction("train", 1) == dataset.frames("train")
+    assert dataset.fraction_size("train", 1) is None
+    assert dataset.fraction_note("train", 10) == dataset.fraction_note("train", 1) == ""
+    with pytest.raises(DataError, match=r"(?s)ratio_100-v_0\.npy.*label_skip 10 and 100"):
+        dataset.label_fraction("train", 100)
+
+
+def test_without_lists_the_scenes_are_those_of_slidr_and_it_says_so(tmp_path: Path) -> None:
+    root, _ = six_scenes(tmp_path)
+    scalr, slidr = opened(root, fractions="scalr"), opened(root)
+    assert scalr.label_fraction("train", 3) == slidr.label_fraction("train", 3)
+    assert "every 3-th scene, as SLidR" in scalr.fraction_note("train", 3)
+    assert scalr.fraction_note("train", 1) == slidr.fraction_note("train", 3) == ""
+    for wrong in ({"fractions": "slidr"}, {"fractions": "scalr", "fraction_offset": 1}):
+        with pytest.raises(ConfigError, match="no other draw"):
+            opened(root, fraction_lists=tmp_path, **wrong)
+
+
+def test_a_pickled_list_is_refused_and_not_run(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (tmp_path / "trap").mkdir, ()
+
+    root, _ = six_scenes(tmp_path / "data")
+    for content in (np.array([["a", "b", "c"]], dtype=object), np.array([[Payload()] * 3])):
+        np.save(tmp_path / "nuscenes-ratio_100-v_0.npy", content, allow_pickle=True)
+        dataset = opened(root, fractions="scalr", fraction_lists=tmp_path)
+        with pytest.raises(DataError, match=r"(?s)pickled objects.*astype\(str\)"):
+            dataset.label_fraction("train", 100)
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        np.zeros((4, 3)), np.array(["a", "b", "c"]), np.array([["a", "b"]]),
+        np.array([[b"a", b"b", b"c"]]), np.empty((0, 3), "<U8"),
+    ],
+    ids=lambda array: f"{array.dtype}{array.shape}",
+)  # fmt: skip
+def test_what_is_no_list(tmp_path: Path, content: np.ndarray) -> None:
+    root, _ = six_scenes(tmp_path / "data")
+    np.save(tmp_path / "nuscenes-ratio_10-v_0.npy", content)
+    dataset = opened(root, fractions="scalr", fraction_lists=tmp_path)
+    with pytest.raises(DataError, match="rows of three texts") as caught:
+        dataset.label_fraction("train", 10)
+    assert caught.value.path == tmp_path / "nuscenes-ratio_10-v_0.npy"
+
+
 def test_a_splits_file_replaces_the_official_splits(root: Path) -> None:
     splits = {"teacher": ["scene-0103"], "train": ["scene-0061", "scene-0655"]}
     write(root / "v1.0-mini" / "splits.json", json.dumps(splits))

@@ -107,7 +107,10 @@ def test_commands_name_verbs_options_and_recipes_that_exist(
     if verb in KINDS:
         schema.parse(arguments.recipe, overrides, KINDS[verb])
     elif hasattr(arguments, "dataset"):
-        override(schema.dataset_class(arguments.dataset), {}, overrides)
+        of_encoder = [word for word in overrides if word.startswith("--encoder.")]
+        of_dataset = [word for word in overrides if word not in of_encoder]
+        override(schema.dataset_class(arguments.dataset), {}, of_dataset)
+        override(schema.Encoding, {}, ["--encoder.class_path=ViT", *of_encoder])
     elif words[:2] == ["data", "synthesize"]:
         override(WorldConfig, {}, overrides)
     else:

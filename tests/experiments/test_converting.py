@@ -15,6 +15,7 @@ from lidarssl.checkpoints.convert import state_for
 from lidarssl.checkpoints.matching import misfits
 from lidarssl.checkpoints.networks import find_network
 from lidarssl.recipes import schema
+from plain_waffleiron import GRIDS, PlainWaffleIron
 
 # The network of a reference, its inputs where it was published, the prefix of its file, a recipe.
 PUBLISHED = [
@@ -56,3 +57,31 @@ def test_a_published_network_fits_its_recipe(
     with torch.device("meta"):
         backbone = schema.build_backbone(backbone_node(recipe), seed=0)
     assert misfits(backbone, state_for(network, backbone)) == []
+
+
+# Channels, norm, activation and first input of published WaffleIrons, and recipes about them.
+WAFFLEIRONS = [
+    (256, "batch", "relu", "intensity", "finetune_waffleiron_semantic_kitti_supervised"),
+    (384, "batch", "relu", "intensity", "finetune_waffleiron_nuscenes_supervised"),
+    (768, "layer", "relu", "standard_intensity", "scalr_waffleiron_mixed"),
+    (768, "layer", "relu", "standard_intensity", "probe_waffleiron_nuscenes_scalr"),
+    (768, "layer", "relu", "standard_intensity", "finetune_waffleiron_semantic_kitti_scalr"),
+    (768, "layer", "gelu", "standard_intensity", "scalr_waffleiron_mixed_plus"),
+]
+
+
+@pytest.mark.parametrize(("channels", "norm", "activation", "first", "recipe"), WAFFLEIRONS)
+def test_a_published_waffleiron_fits_its_recipe(
+    channels: int, norm: str, activation: str, first: str, recipe: str
+) -> None:
+    with torch.device("meta"):
+        published = PlainWaffleIron(5, channels, 48, norm, "relu", GRIDS).state_dict()
+        backbone: Any = schema.build_backbone(backbone_node(recipe), seed=0)
+    network = find_network(published, Path("ckpt_last.pth"))
+    check_whole(network)
+    assert misfits(backbone, state_for(network, backbone)) == []
+    rule = backbone.rule
+    assert rule.inputs.columns == (first, "x", "y", "z", "radius")
+    assert (rule.neighbours, rule.voxel_size, rule.grids.planes) == (16, 0.1, (2, 1, 0))
+    smooth = any(isinstance(module, torch.nn.GELU) for module in backbone.modules())
+    assert smooth == (activation == "gelu")

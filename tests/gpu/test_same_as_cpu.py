@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 
 from backbones.test_contract import SMALL, backbones, cloud
 from lidarssl.backbones.base import Backbone
+from lidarssl.backbones.waffleiron import WaffleIron
 from lidarssl.geometry.balls import ball_pairs
+from lidarssl.geometry.knn import nearest_table, neighbour_table
 from lidarssl.geometry.neighbours import nearest, within_radius
 from lidarssl.methods.base import Method
+from lidarssl.methods.scalr import Scalr
 from methods.small import batch_of, build, frames, methods
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -92,6 +96,69 @@ def test_training_step(cls: type[Method]) -> None:
     assert output.loss.device.type == "cuda"
     assert output.loss.item() == pytest.approx(wanted.loss.item(), rel=1e-4)
     gradients_agree(found, expected)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "layer norm, gelu": {"norm": "layer", "activation": "gelu"},
+    "checkpointing": {"checkpointing": True},
+    "padded": {"padded": True},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_waffleiron_in_training(variant: str) -> None:
+    points, models, outputs = cloud(0, (70, 41)), [], []
+    for device in ("cpu", "cuda"):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = WaffleIron(**SMALL["WaffleIron"] | VARIANTS[variant])
+        model.to(device, torch.float64).train()
+        output = model(points.to(device)).features
+        (output * torch.linspace(-1, 1, output.shape[1]).to(output)).sum(
+            1
+        ).square().mean().backward()
+        models.append(model)
+        outputs.append(output)
+    assert close(outputs[1], outputs[0], 1e-9)
+    gradients_agree(models[1], models[0])
+    state = models[0].state_dict()
+    for name, value in models[1].state_dict().items():
+        assert close(value, state[name], 1e-9), name
+
+
+def test_tokens_made_on_the_device() -> None:
+    points = cloud(1)
+    rule = WaffleIron(**SMALL["WaffleIron"] | {"voxel_size": 0.5, "padded": True}).rule
+    expected, found = rule(points), rule(points.to("cuda"))
+    for name in ("neighbours", "cells", "batch", "token_of_point", "positions"):
+        assert torch.equal(getattr(found, name).cpu(), getattr(expected, name)), name
+    assert close(found.features, expected.features, 1e-6)
+    assert close(found.weights, expected.weights, 1e-6)
+
+
+def test_scalr_in_half_precision() -> None:
+    losses = []
+    for device, half in (("cpu", False), ("cuda", True)):
+        method = build(Scalr)
+        batch = batch_of(method, frames(method))
+        method.to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            loss = method.training_step(batch.to(device), torch.Generator()).loss
+        loss.backward()
+        assert loss.dtype == torch.float32
+        trained = [p for p in method.parameters() if p.requires_grad]
+        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in trained)
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+@pytest.mark.parametrize("k", [1, 6, 700])
+def test_neighbour_tables(k: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, sources = torch.randn((2, 500, 3), generator=generator).unbind()
+    found = nearest_table(queries.cuda(), sources.cuda(), k).cpu()
+    assert torch.equal(found, nearest_table(queries, sources, k))
+    assert torch.equal(neighbour_table(sources.cuda(), k).cpu(), neighbour_table(sources, k))
 
 
 @pytest.mark.parametrize("limit", [None, 5])

@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import torch
 import lidarssl.methods
 from lidarssl.backbones.minkunet import MinkUNet
 from lidarssl.backbones.voxelize import PointInputs
+from lidarssl.backbones.waffleiron import WaffleIron
 from lidarssl.batching import collate
 from lidarssl.frame import Batch, Frame
 from lidarssl.images.unet import SmallUNet
@@ -21,6 +23,7 @@ from lidarssl.methods.also import Also, ScanSampling
 from lidarssl.methods.base import Method
 from lidarssl.methods.image_to_lidar import PairAugmentation
 from lidarssl.methods.ppkt import Ppkt
+from lidarssl.methods.scalr import Scalr, ViewAugmentation
 from lidarssl.methods.slidr import Slidr
 from lidarssl.transforms.base import Compose, sample_generator
 from lidarssl.transforms.images import image_of
@@ -54,6 +57,15 @@ def backbone() -> MinkUNet:
     )
 
 
+def waffleiron(**changes: Any) -> WaffleIron:
+    arguments: dict[str, Any] = {
+        "channels": 32, "depth": 3, "fov": ((-12.0, -12.0, -3.0), (12.0, 12.0, 3.0)),
+        "grids": ((12, 12), (12, 6), (12, 6)), "neighbours": 4, "voxel_size": 0.1,
+        "inputs": PointInputs(("intensity", "x", "y", "z", "radius")),
+    }  # fmt: skip
+    return WaffleIron(**arguments | changes)
+
+
 def encoder() -> SmallUNet:
     """Frozen and random, with features that tell the patches of the toy images apart."""
     dataset, made = MemoryDataset(4), SmallUNet(out_channels=8)
@@ -81,6 +93,12 @@ SMALL: dict[str, Small] = {
             backbone(), encoder(), 8, num_matches=64, augmentation=augmentation(size)
         ),
         samples=True,
+    ),
+    "Scalr": Small(
+        lambda size: Scalr(
+            waffleiron(), encoder(), augmentation=ViewAugmentation(image_size=size)
+        ),
+        samples=False,
     ),
     "Slidr": Small(
         lambda size: Slidr(

@@ -25,7 +25,9 @@ from lidarssl.recipes.keys import (
     in_words,
     inner_class,
     open_node,
+    open_table,
     sections,
+    table_class,
 )
 
 import_rooms()
@@ -98,8 +100,8 @@ def test_choices_are_what_can_be_built() -> None:
     assert not {"Method", "ImageToLidar"} & set(choices(Method))
     ours = {name for name, cls in choices(Dataset).items() if cls.__module__.startswith("lidarssl")}
     assert ours == {
-        "Folder", "Kitti360", "KittiObject", "NuScenes", "Once", "SemanticKitti", "SemanticPoss",
-        "Synthetic",
+        "Folder", "Kitti360", "KittiObject", "Mixed", "NuScenes", "Once", "Pandaset",
+        "SemanticKitti", "SemanticPoss", "Synthetic",
     }  # fmt: skip
     assert list(choices(Part)) == ["Part"]
 
@@ -111,7 +113,7 @@ def test_classes_by_short_and_by_full_name() -> None:
 
 @pytest.mark.parametrize("name", ["Slidrr", "lidarssl.methods.slidr.Sldr", "os.system", "", "a..b"])
 def test_unknown_class(name: str) -> None:
-    with pytest.raises(ConfigError, match="known: Also, Ppkt, Slidr") as caught:
+    with pytest.raises(ConfigError, match="known: Also, Ppkt, Scalr, Slidr") as caught:
         find_class(Method, name, "method.class_path")
     assert caught.value.field == "method.class_path"
 
@@ -124,6 +126,33 @@ def test_sections_follow_what_the_recipe_names() -> None:
     assert list(found) == ["", "base", "base.part", "part"]
     assert found["base"].cls is find_class(Base, "Derived", "base")
     assert found["base.part"].given == {"low": 0.5}
+
+
+@dataclass
+class Many:
+    bases: dict[str, Base]
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def test_sections_enter_tables_of_classes() -> None:
+    given: dict[str, Any] = {
+        "bases": {
+            "a": {"class_path": f"{__name__}.Derived", "init_args": {"part": {"low": 0.5}}},
+            "b": "Base",
+            "c": {"width": 4},
+        },
+        "counts": {"a": 1},
+    }
+    found = {s.path: s for s in sections(Section("", Many, Many, given))}
+    assert list(found) == ["", "bases.a", "bases.a.part", "bases.b", "bases.c"]
+    assert (found["bases.b"].base, found["bases.b"].cls) == (Base, Base)
+    assert found["bases.c"].given == {"width": 4}
+
+
+@pytest.mark.parametrize("node", [3, ["a"], "Base", {"class_path": "Base", "init_args": {}}])
+def test_what_is_no_table_of_classes(node: object) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)is not a table of Bases.*one of Base, Derived"):
+        open_table(Base, node, "bases")
 
 
 def test_node_without_class_path_is_the_class_itself() -> None:
@@ -179,3 +208,6 @@ def test_inner_classes() -> None:
     assert inner_class(tuple[Part, ...]) is None
     assert element_class(tuple[Part, ...]) is Part
     assert element_class(tuple[int, ...]) is None
+    assert table_class(dict[str, Part]) is table_class(dict[str, Part] | None) is Part
+    assert inner_class(dict[str, Part]) is None
+    assert table_class(dict[str, float]) is table_class(Part) is None

@@ -6,15 +6,18 @@ from typing import Any
 
 import pytest
 
+from lidarssl.backbones.waffleiron import WaffleIron
 from lidarssl.errors import ConfigError
 from lidarssl.methods.also import ScanSampling
+from lidarssl.methods.scalr import Scalr, ViewAugmentation
 from lidarssl.recipes.keys import REQUIRED, Section, arguments
 from lidarssl.recipes.limits import LIMITS, RECIPE_LIMITS, check_limits
 from lidarssl.recipes.schema import PretrainRecipe, ProbeRecipe, SegmentationRecipe
+from lidarssl.tasks.augmentation import PointAugmentation
 from lidarssl.tasks.probe import LinearProbe
-from lidarssl.tasks.semantic import PointAugmentation
 from lidarssl.training.fit import Training
 from lidarssl.training.learner import Optimizer
+from lidarssl.transforms.mixing import ScanMixing
 from lidarssl.transforms.occupancy import SupportSearch
 
 ALL = [(cls, name) for cls, limits in LIMITS.items() for name in limits]
@@ -40,8 +43,16 @@ def test_limits_of_recipes_are_those_of_their_arguments() -> None:
         (Training, "devices", 0), (Training, "precision", "8"), (Optimizer, "lr", 0.0),
         (ScanSampling, "num_queries", 2), (ScanSampling, "voxel_size", 0.0),
         (PointAugmentation, "voxel_size", -0.1), (PointAugmentation, "max_points", 0),
+        (PointAugmentation, "scale", (0.0, 1.1)), (PointAugmentation, "scale", (1.1, 0.9)),
+        (Optimizer, "layer_decay", 0.0), (Optimizer, "layer_decay", 1.01),
+        (ScanMixing, "scale", (1.1, 0.9)), (ScanMixing, "polar_probability", 1.5),
+        (ScanMixing, "max_instances", -1),
         (SupportSearch, "radius", 0.0), (Optimizer, "lr", float("inf")),
         (Optimizer, "momentum", 1.5), (LinearProbe, "rows", 0),
+        (Scalr, "hidden", 0), (ViewAugmentation, "image_size", (0, 448)),
+        (ViewAugmentation, "max_points", 0), (ViewAugmentation, "flip", 1.5),
+        (ViewAugmentation, "scale", (0.0, 1.1)), (ViewAugmentation, "min_depth", -1.0),
+        (WaffleIron, "depth", 0), (WaffleIron, "voxel_size", 0.0), (WaffleIron, "drop_path", 1.0),
     ],
 )  # fmt: skip
 def test_senseless_values_are_refused(cls: type, name: str, value: Any) -> None:

@@ -82,6 +82,90 @@ def test_text_may_be_a_value_beside_a_class() -> None:
     assert encoder["init_args"] == {"architecture": "dino_vits8"}
 
 
+def mixed() -> dict[str, Any]:
+    """A recipe of two datasets, one written in full and one by its name alone."""
+    datasets = {"a": {"class_path": "Synthetic", "init_args": {"root": "x"}}, "b": "Folder"}
+    return slidr() | {"dataset": {"class_path": "Mixed", "init_args": {"datasets": datasets}}}
+
+
+def remixed(*words: str) -> dict[str, Any]:
+    content = mixed()
+    override(PretrainRecipe, content, words)
+    found: dict[str, Any] = content["dataset"]["init_args"]
+    return found
+
+
+def test_words_reach_into_tables_of_classes() -> None:
+    found = remixed(
+        "--dataset.datasets.a.image_scale=0.5", "--dataset.datasets.b.root", "y",
+        "--dataset.init_args.datasets.c.init_args.root=z",
+        "--dataset.datasets.c.class_path=SemanticKitti", "--dataset.weights={a: 1, b: 2, c: 0.5}",
+    )  # fmt: skip
+    assert found["weights"] == {"a": 1, "b": 2, "c": 0.5}
+    assert found["datasets"] == {
+        "a": {"class_path": "Synthetic", "init_args": {"root": "x", "image_scale": 0.5}},
+        "b": {"class_path": "Folder", "init_args": {"root": "y"}},
+        "c": {
+            "class_path": "lidarssl.datasets.semantic_kitti.SemanticKitti",
+            "init_args": {"root": "z"},
+        },
+    }
+
+
+def test_an_entry_of_a_table_may_change_its_class_or_be_given_whole() -> None:
+    found = remixed("--dataset.datasets.a=NuScenes", "--dataset.datasets.b={class_path: Once}")
+    assert found["datasets"]["a"] == {
+        "class_path": "lidarssl.datasets.nuscenes.NuScenes",
+        "init_args": {"root": "x"},
+    }
+    assert found["datasets"]["b"] == {"class_path": "Once"}
+    assert remixed("--dataset.datasets={c: Once}")["datasets"] == {"c": "Once"}
+
+
+@pytest.mark.parametrize(
+    ("word", "field", "said"),
+    [
+        (
+            "--dataset.datasets.aa.root=y",
+            "dataset.datasets.aa",
+            "did you mean 'dataset.datasets.a'",
+        ),
+        (
+            "--dataset.datasets.q.root=y",
+            "dataset.datasets.q",
+            "known: a, b; add one with --",
+        ),
+        ("--dataset.datasets.a.rot=y", "dataset.datasets.a.rot", "did you mean .*datasets.a.root"),
+        ("--dataset.datasets.a=Onc", "dataset.datasets.a.class_path", "did you mean 'Once'"),
+        ("--dataset.datasets=3", "dataset.datasets", "not a table of Datasets"),
+        ("--dataset.weights.a=3", "dataset.weights.a", "plain value"),
+    ],
+)
+def test_words_that_lead_nowhere_in_a_table(word: str, field: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        remixed(word)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "said"),
+    [
+        ({"a": {"class_path": "Synthtic"}}, "dataset.datasets.a", "did you mean 'Synthetic'"),
+        ({"a": {"class_path": "MinkUNet"}}, "dataset.datasets.a", "no Dataset 'MinkUNet'"),
+        ({"a": "Synthetic"}, "dataset.datasets.a.root", "'dataset.datasets.a.root' is missing"),
+        ({"a": {"root": "x"}}, "dataset.datasets.a.class_path", "which Dataset to build"),
+        ({"a": 3}, "dataset.datasets.a", "how to build a Dataset"),
+        ([3], "dataset.datasets", "not a table of Datasets"),
+    ],
+)
+def test_explanations_name_the_entry_of_a_table(change: Any, field: str, said: str) -> None:
+    content = mixed()
+    content["dataset"]["init_args"]["datasets"] = change
+    with pytest.raises(ConfigError, match=said) as caught:
+        explain(PretrainRecipe, content)
+    assert caught.value.field == field
+
+
 @pytest.mark.parametrize("words", [["--method.class_path=Ppkt"], ["--method=Ppkt"]])
 def test_another_class_keeps_the_arguments_it_has_too(words: list[str]) -> None:
     # The class may follow its arguments on the command line.

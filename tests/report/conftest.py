@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lidarssl.report import figures
+from lidarssl.report.distillation import DistilledFeatures
 from lidarssl.report.occupancy import FREE, FULL, UNKNOWN, OccupancySlices
 from lidarssl.report.schema import (
     LOOK_UP,
@@ -180,6 +181,11 @@ def write_figures(run: Path, rng: np.random.Generator) -> tuple[PictureRecord, .
             figures.BevPrediction(points, prediction, truth, COLORS, NAMES),
             Section.PREDICTIONS,
             "Probe of SLidR features, 50 % of the labels",
+        ),
+        (
+            DistilledFeatures(image, row, col, features[ahead], features[ahead] + 0.5),
+            Section.PREDICTIONS,
+            "Features of the image encoder and of the points",
         ),
         (occupancy(points, rng), Section.PREDICTIONS, "Space around the street"),
     )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from lidarssl import checkpoints
 from lidarssl.backbones.base import Backbone
 from lidarssl.batching import collate
-from lidarssl.errors import DataError
-from lidarssl.frame import Batch, Field, Frame, FrameId, PointBatch, PointFeatures
+from lidarssl.errors import ConfigError, DataError
+from lidarssl.frame import Batch, Field, FrameId, PointBatch, PointFeatures
 from lidarssl.metrics.segmentation import iou_report
 from lidarssl.tasks.semantic import (
-    PointAugmentation,
     SemanticSegmentation,
     adapt_batch_norm,
     evaluate,
@@ -33,14 +33,14 @@ class Columns(Backbone):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.ReLU())
+        self.body = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.ReLU())
 
     def forward(self, points: PointBatch) -> PointFeatures:
         cells = torch.cat([points.batch[:, None], (points.points * 4).floor().long()], 1)
         tokens, token_of_point = torch.unique(cells, dim=0, return_inverse=True)
         count = torch.bincount(token_of_point).float()
         height = torch.zeros(len(tokens)).index_add(0, token_of_point, points.points[:, 2])
-        features = self.layers((height / count)[:, None])
+        features = self.body((height / count)[:, None])
         return PointFeatures(tokens[:, 1:] / 4, features, tokens[:, 0], token_of_point)
 
 
@@ -111,76 +111,10 @@ def test_adapted_statistics_are_those_of_the_data(batch: Batch) -> None:
     expected = backbone(batch.points).features
     backbone.eval()
     assert torch.allclose(backbone(batch.points).features, expected, atol=0.02)
-    norm = backbone.layers[1]
+    norm = backbone.body[1]
     assert isinstance(norm, nn.BatchNorm1d)
     assert norm.momentum == 0.1
     assert all(torch.equal(weights[k], v) for k, v in backbone.named_parameters())
-
-
-def augmented(frame: Frame, augmentation: PointAugmentation, seed: int = 0) -> Frame:
-    rng = np.random.default_rng(seed)
-    for transform in augmentation.transforms(training=True):
-        frame = transform(frame, rng)
-    return frame
-
-
-@pytest.fixture
-def frame() -> Frame:
-    """A scan around its sensor whose class 0 has points too."""
-    loaded = MemoryDataset(points=2000).load(FrameId("memory", "train", "0000"), Field.SEMANTIC)
-    points = loaded.points - torch.tensor([6.0, 0.0, 0.0])
-    assert loaded.semantic is not None
-    semantic = torch.where(points[:, 0] > 3, 0, loaded.semantic)
-    return replace(loaded, points=points, semantic=semantic)
-
-
-def test_nothing_is_changed_in_an_evaluation() -> None:
-    everything = PointAugmentation(voxel_size=0.1, max_points=10, drop_unlabeled=True)
-    assert everything.transforms(training=False) == []
-    assert len(everything.transforms(training=True)) == 5
-    assert PointAugmentation(rotate=False, flip="none").transforms(training=True) == []
-    assert PointAugmentation().thinning() == []
-
-
-@pytest.mark.parametrize("rounding", ["floor", "trunc"])
-def test_thinning_keeps_one_point_of_each_cell(frame: Frame, rounding: str) -> None:
-    still = PointAugmentation(False, "none", voxel_size=0.5, rounding=rounding)  # type: ignore[arg-type]
-    thin = augmented(frame, still)
-    to_cells = {"floor": np.floor, "trunc": np.trunc}[rounding]
-    cells, first = np.unique(
-        to_cells(frame.points.numpy() / np.float32(0.5)), axis=0, return_index=True
-    )
-    assert len(thin) == len(cells) < len(frame)
-    assert torch.equal(thin.points, frame.points[np.sort(first)])
-    assert len(augmented(frame, replace(still, max_points=100))) == 100
-
-
-def test_unlabelled_points_are_dropped_on_request_only(frame: Frame) -> None:
-    assert frame.semantic is not None
-    labelled = int((frame.semantic > 0).sum())
-    assert 0 < labelled < len(frame) == len(augmented(frame, PointAugmentation()))
-    dropped = augmented(frame, PointAugmentation(drop_unlabeled=True))
-    assert len(dropped) == labelled
-    assert dropped.semantic is not None
-    assert int(dropped.semantic.min()) == 1
-
-
-@pytest.mark.parametrize(
-    ("flip", "expected"),
-    [
-        ("none", {(1, 1)}),
-        ("x", {(1, 1), (-1, 1)}),
-        ("xy", {(1, 1), (-1, 1), (1, -1), (-1, -1)}),
-    ],
-)
-def test_flips(frame: Frame, flip: str, expected: set[tuple[int, int]]) -> None:
-    still = PointAugmentation(rotate=False, flip=flip)  # type: ignore[arg-type]
-    found = set()
-    for seed in range(40):
-        moved = augmented(frame, still, seed).points / frame.points
-        found.add((round(float(moved[0, 0])), round(float(moved[0, 1]))))
-        assert float(moved.std(0).max()) < 1e-6
-    assert found == expected
 
 
 def test_loss_on_points_has_every_class_in_its_denominator(batch: Batch) -> None:
@@ -193,6 +127,81 @@ def test_loss_on_points_has_every_class_in_its_denominator(batch: Batch) -> None
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     expected = -np.log(shares[np.arange(len(truth)), truth])[truth > 0].mean()
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_norm_linear_head_starts_from_nothing_and_follows_the_data(batch: Batch) -> None:
+    """Its statistics move with a frozen backbone; their start and names are those of ScaLR."""
+    task = SemanticSegmentation(Columns(), 3, freeze=True, head="norm_linear").train()
+    names = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    expected_names = {f"0.{name}" for name in names} | {"1.weight", "1.bias"}
+    assert set(task.head.state_dict()) == expected_names
+    assert float(task(batch).features.detach().abs().max()) == 0
+    before = {key: value.clone() for key, value in task.backbone.state_dict().items()}
+    running = task.head.get_buffer("0.running_mean").clone()
+    task.training_step(batch, torch.Generator()).loss.backward()
+    with torch.no_grad():
+        features = task.backbone(batch.points).features.double().numpy()
+    followed = 0.9 * (0.9 * 0 + 0.1 * features.mean(0)) + 0.1 * features.mean(0)
+    found = task.head.get_buffer("0.running_mean").numpy()
+    np.testing.assert_allclose(found, followed, rtol=1e-5, atol=1e-7)
+    assert not np.array_equal(found, running.numpy())
+    assert all(torch.equal(before[k], v) for k, v in task.backbone.state_dict().items())
+    task.eval()
+    task(batch)
+    np.testing.assert_array_equal(task.head.get_buffer("0.running_mean").numpy(), found)
+
+
+def test_norm_linear_head_round_trips(batch: Batch, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    task = SemanticSegmentation(Columns(), 3, head="norm_linear")
+    task.set_class_weights(torch.tensor([0, 30, 20]))
+    optimizer = torch.optim.Adam(task.parameters(), 0.05)
+    for _ in range(3):
+        task.training_step(batch, torch.Generator()).loss.backward()
+        optimizer.step()
+    checkpoints.save(
+        tmp_path / "task.safetensors", task, checkpoints.Card({"class_path": "Columns"})
+    )
+    again = SemanticSegmentation(Columns(), 3, head="norm_linear")
+    checkpoints.load_into(again, checkpoints.load(tmp_path / "task.safetensors").state)
+    assert torch.equal(again.eval()(batch).features, task.eval()(batch).features)
+    state = checkpoints.load(tmp_path / "task.safetensors").state
+    with pytest.raises(ConfigError):
+        checkpoints.load_into(SemanticSegmentation(Columns(), 3), state)
+
+
+def test_unknown_head_is_refused() -> None:
+    with pytest.raises(ConfigError, match="norm_linear"):
+        SemanticSegmentation(Columns(), 3, head="mlp")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weights", ["none", "inverse_sqrt"])
+def test_loss_without_the_ignored_class(batch: Batch, weights: str) -> None:
+    """The softmax is over classes 1 and 2; the ignored row of the head learns nothing."""
+    task = SemanticSegmentation(
+        Columns(), 3, loss="cross_entropy", supervise="points",
+        class_weights=weights, ignored_logit=False,  # type: ignore[arg-type]
+    ).eval()  # fmt: skip
+    assert batch.semantic is not None
+    batch.semantic[::3] = 0
+    counts = torch.bincount(batch.semantic, minlength=3)
+    task.set_class_weights(counts)
+    loss = task.training_step(batch, torch.Generator()).loss
+    loss.backward()
+    logits = task(batch).at_points().detach().double().numpy()[:, 1:]
+    truth = batch.semantic.numpy()
+    valid = truth > 0
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    errors = -np.log(shares[np.arange(len(truth)), truth - 1])[valid]
+    of_point = np.ones(valid.sum())
+    if weights != "none":
+        frequency = counts[1:].numpy() / counts[1:].sum().item()
+        of_point = (1 / np.sqrt(frequency + 1e-3))[truth[valid] - 1]
+    expected = (errors * of_point).sum() / of_point.sum()
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+    assert isinstance(task.head.weight, torch.Tensor)
+    assert task.head.weight.grad is not None
+    assert task.head.weight.grad.abs().sum(1).gt(0).tolist() == [False, True, True]
 
 
 def test_points_that_were_not_seen_take_the_class_of_the_nearest(batch: Batch) -> None:

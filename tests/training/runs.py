@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lidarssl.datasets.base import Dataset
+from lidarssl.datasets.mixed import Mixed
 from lidarssl.frame import Field
 from lidarssl.training.fit import FitResult, Training, fit
 from lidarssl.training.learner import Optimizer, Schedule
@@ -26,6 +28,12 @@ SETTINGS = Training(
 )
 
 
+def weighted(few: float = 1.0) -> Mixed:
+    """Two datasets, of which the small one is passed over more often."""
+    members: dict[str, Dataset] = {"few": MemoryDataset(3), "many": MemoryDataset(14)}
+    return Mixed(members, {"few": few, "many": 1.5})
+
+
 def settings(**changes: Any) -> Training:
     return Training(**{**vars(SETTINGS), **changes})
 
@@ -35,7 +43,7 @@ def train(
     training: Training = SETTINGS,
     resume: bool = False,
     module: nn.Module | None = None,
-    dataset: MemoryDataset | None = None,
+    dataset: Dataset | None = None,
     **options: Any,
 ) -> FitResult:
     """Train the toy module, and leave its weights in ``final.pt``."""

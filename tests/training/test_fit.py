@@ -24,7 +24,7 @@ from lidarssl.training.learner import Optimizer, Schedule, build_optimizer, step
 from lidarssl.transforms.base import Transform
 from methods.small import backbone, build, methods
 from toys import MemoryDataset, ToyModule
-from training.runs import SETTINGS, final, rows, same_weights, settings, train
+from training.runs import SETTINGS, final, rows, same_weights, settings, train, weighted
 
 
 def test_loss_falls_and_is_logged(tmp_path: Path) -> None:
@@ -174,13 +174,15 @@ TWO_PROCESSES = """
 import sys
 sys.path[:0] = [{tests!r}]
 from pathlib import Path
-from training.runs import settings, train
+from training.runs import settings, train, weighted
 train(Path({run!r}), settings(validate_every=8))
+train(Path({run!r}) / "weighted", settings(), dataset=weighted())
 """
 
 
 def test_two_processes_under_torchrun_equal_one(tmp_path: Path) -> None:
     train(tmp_path / "one", settings(validate_every=8))
+    train(tmp_path / "one" / "weighted", settings(), dataset=weighted())
     script = tmp_path / "two.py"
     tests = str(Path(__file__).resolve().parents[1])
     script.write_text(TWO_PROCESSES.format(tests=tests, run=str(tmp_path / "two")))
@@ -191,9 +193,10 @@ def test_two_processes_under_torchrun_equal_one(tmp_path: Path) -> None:
         [*command, str(script)], capture_output=True, check=False, env=environment, timeout=120
     )
     assert done.returncode == 0, f"{time.monotonic() - start:.0f} s: {done.stderr.decode()}"
-    one, two = final(tmp_path / "one"), final(tmp_path / "two")
-    for key, value in one.items():
-        assert torch.allclose(value, two[key], atol=1e-4), key
+    for folder in (".", "weighted"):
+        one, two = (final(tmp_path / name / folder) for name in ("one", "two"))
+        for key, value in one.items():
+            assert torch.allclose(value, two[key], atol=1e-4), key
     for left, right in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert left.keys() == right.keys()
         assert left["step"] == right["step"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Batch, Field, Frame, map_tensors
 from lidarssl.methods.slidr import Slidr
+from lidarssl.prepare.instances import instances_of
 from lidarssl.training.loading import (
     EpochBatches,
     FrameSource,
@@ -18,8 +22,13 @@ from lidarssl.training.loading import (
     good_batch,
     training_loader,
 )
+from lidarssl.transforms.instance_bank import join_instances
+from lidarssl.transforms.mixing import Another, CutMix, MixingTransform, PolarMix
 from methods.small import build
+from object_scans import BICYCLE, PERSON, ROAD, ObjectScans
 from toys import MemoryDataset
+from training.runs import settings, train
+from transforms.scenes import same as frames_are_same
 
 
 def jitter(frame: Frame, rng: np.random.Generator) -> Frame:
@@ -175,3 +184,98 @@ def test_evaluation_sees_every_frame_once_in_order() -> None:
 def test_missing_needs_name_field_dataset_and_remedy() -> None:
     with pytest.raises(ConfigError, match=r"(?s)superpixels.*'memory'.*prepare superpixels"):
         check_needs(Field.SUPERPIXELS | Field.IMAGES, MemoryDataset(), "train", "slidr")
+
+
+def mixing() -> list[MixingTransform]:
+    """Swaps, turned copies, and instances of the scans themselves, all drawn."""
+    scans = ObjectScans(10)
+    cut = [
+        instances_of(scans.load(frame), number, [PERSON, BICYCLE])
+        for number, frame in enumerate(scans.frames("train"))
+    ]
+    return [PolarMix([PERSON]), CutMix(join_instances(cut), [PERSON, BICYCLE], [ROAD], 5)]
+
+
+def shake(frame: Frame, rng: np.random.Generator) -> Frame:
+    noise = torch.from_numpy(rng.standard_normal(frame.points.shape).astype(np.float32))
+    return replace(frame, points=frame.points + noise)
+
+
+def mixed_batches(workers: int, start: int = 0, rank: int = 0, world: int = 1) -> list[Batch]:
+    scans = ObjectScans(10)
+    source = FrameSource(
+        scans, scans.frames("train"), Field.SEMANTIC, [shake], 7, mixing=mixing()
+    )  # fmt: skip
+    loader = training_loader(source, EpochBatches(10, 4, 6, 7, rank, world), workers, None)
+    loader.load_state_dict({"consumed": start})
+    return [good_batch(loaded) for loaded in loader]
+
+
+def tensors_of(batches: list[Batch]) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_tensors(batches, found.append)
+    return found
+
+
+@pytest.fixture(scope="module")
+def mixed() -> list[Batch]:
+    return mixed_batches(0)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_change_nothing_of_mixed_scans(mixed: list[Batch], workers: int) -> None:
+    expected, found = tensors_of(mixed), tensors_of(mixed_batches(workers))
+    assert len(expected) == len(found)
+    assert all(map(torch.equal, expected, found))
+
+
+def test_a_restart_and_ranks_change_nothing_of_mixed_scans(mixed: list[Batch]) -> None:
+    assert same(mixed[3:], mixed_batches(0, start=3))
+    parts = [mixed_batches(0, rank=rank, world=2) for rank in (0, 1)]
+    for number, batch in enumerate(mixed):
+        assert batch.semantic is not None
+        labels = [part[number].semantic for part in parts]
+        assert batch.ids == parts[0][number].ids + parts[1][number].ids
+        assert torch.equal(batch.semantic, torch.cat([one for one in labels if one is not None]))
+
+
+def test_mixing_takes_loaded_frames_of_the_same_list_before_the_transforms() -> None:
+    scans = ObjectScans(6)
+    ids, seen = scans.frames("train")[1:4], set()
+
+    def mix(frame: Frame, rng: np.random.Generator, another: Another) -> Frame:
+        other = another(rng)
+        assert frames_are_same(other, scans.load(other.id, Field.SEMANTIC))
+        assert frames_are_same(frame, scans.load(frame.id, Field.SEMANTIC))
+        seen.add((frame.id, other.id))
+        return other
+
+    def drop(frame: Frame, rng: np.random.Generator) -> Frame:
+        return frame.select(torch.arange(len(frame)) < 3)
+
+    source = FrameSource(scans, ids, Field.SEMANTIC, [drop], 0, mixing=[mix])
+    frames = [source.load(epoch, sample) for epoch in range(20) for sample in range(3)]
+    assert all(len(frame) == 3 for frame in frames)
+    assert {other for _, other in seen} == set(ids)
+    assert {frame for frame, _ in seen} == set(ids)
+
+
+def test_a_bad_second_scan_is_a_bad_sample() -> None:
+    scans = MemoryDataset(frames=4, bad=(2,))
+    ids = scans.frames("train")
+    taken = FrameSource(scans, ids, Field.SEMANTIC, [], 0, "skip", mixing=[PolarMix([1])])
+    loaded = [taken[epoch, 0] for epoch in range(12)]
+    assert any("0002.bin" in message for one in loaded for message in one.skipped)
+    assert all(one.frame is not None for one in loaded)
+
+
+def test_held_out_frames_are_never_mixed(tmp_path: Path) -> None:
+    splits = []
+
+    def mix(frame: Frame, rng: np.random.Generator, another: Another) -> Frame:
+        splits.extend([frame.id.sequence, another(rng).id.sequence])
+        return frame
+
+    train(tmp_path, settings(steps=4, validate_every=2), mixing=[mix])
+    assert set(splits) == {"train"}

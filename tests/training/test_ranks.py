@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from lidarssl.batching import collate
 from lidarssl.frame import Batch, Frame, map_tensors
 from lidarssl.methods.base import Method
+from lidarssl.tasks.augmentation import WaffleIronAugmentation
 from lidarssl.tasks.semantic import SemanticSegmentation
 from lidarssl.transforms.base import Compose, sample_generator
 from methods.small import backbone, build, frames, methods
@@ -79,6 +80,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "cross-entropy, weights": {"loss": "cross_entropy", "class_weights": "inverse_sqrt"},
     "cross-entropy, points": {"loss": "cross_entropy", "supervise": "points"},
     "frozen": {"freeze": True},
+    "frozen below a norm": {"freeze": True, "head": "norm_linear", "ignored_logit": False},
+    "norm in the head": {"head": "norm_linear", "augmentation": WaffleIronAugmentation(scale=None)},
 }
 CASES: dict[str, Case] = {
     f"{cls.__name__}, {change.__name__}": method_case(cls, change)

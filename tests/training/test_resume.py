@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from lidarssl.datasets.mixed import Mixed
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Batch, StepOutput
 from lidarssl.training.fit import Training
 from lidarssl.training.learner import Optimizer, Schedule
+from lidarssl.training.resume import ORDER
 from toys import MemoryDataset, ToyModule
-from training.runs import SETTINGS, final, rows, same_weights, settings, train
+from training.runs import SETTINGS, final, rows, same_weights, settings, train, weighted
 
 LOGGED = settings(log_every=1, validate_every=3)
 
@@ -70,6 +72,37 @@ def test_resumed_run_ends_with_the_same_weights_and_the_same_log(
     assert rows(tmp_path) == rows(whole)
     table = Path("logs") / "toy" / "metrics.csv"
     assert (tmp_path / table).read_text() == (whole / table).read_text()
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_weighted_datasets_go_on_where_their_passes_stopped(
+    tmp_path: Path, drop_last: bool
+) -> None:
+    training = settings(log_every=1, drop_last=drop_last)
+    train(tmp_path / "whole", training, dataset=weighted())
+    torch.manual_seed(0)
+    with pytest.raises(PowerCut):
+        train(tmp_path / "cut", training, module=Stopped(13, power_cut), dataset=weighted())
+    train(tmp_path / "cut", training, resume=True, dataset=weighted())
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+def test_other_weights_are_another_run(tmp_path: Path) -> None:
+    train(tmp_path, settings(steps=4), dataset=weighted())
+    for other in (weighted(2.0), Mixed(weighted().datasets)):
+        with pytest.raises(ConfigError, match=r"weights \{'few': 1.0, 'many': 1.5\}") as caught:
+            train(tmp_path, settings(steps=4), resume=True, dataset=other)
+        assert caught.value.field == "weights"
+
+
+def test_checkpoints_of_before_there_were_weights_go_on(tmp_path: Path) -> None:
+    train(tmp_path, settings(steps=4))
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    saved = torch.load(path, weights_only=True)
+    del saved[ORDER]["weights"]
+    torch.save(saved, path)
+    assert train(tmp_path, settings(steps=6), resume=True).steps == 6
 
 
 class WithDropout(Stopped):

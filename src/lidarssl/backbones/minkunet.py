@@ -169,6 +169,13 @@ class MinkUNet(Backbone):
         self._connect(voxels.maps)
         return replace(points, prepared=replace(voxels, maps=voxels.maps.packed()))
 
+    def layers(self) -> list[list[nn.Module]]:
+        """The stem, every encoder level, every decoder level, and the final convolution."""
+        stem = [name for layer in self._stem for name in layer]
+        stages = [stem, *self._encoder, *self._decoder]
+        found = [[self._layer(name) for name in stage] for stage in stages]
+        return found if self.final is None else [*found, [self.final]]
+
     def _voxels(self, points: PointBatch) -> VoxelBatch:
         made = points.prepared
         if isinstance(made, VoxelBatch) and made.grid == self.grid:

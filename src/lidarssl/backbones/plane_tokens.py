@@ -111,6 +111,9 @@ class TokenRule:
         inputs: values of a token; ``reduce`` says nothing here.
         padded: fill every frame up to the longest, as the published code, whose batch norms
             count such rows.
+
+    Raises:
+        ConfigError: a size of voxels that makes no sense.
     """
 
     grids: PlaneGrids
@@ -118,6 +121,14 @@ class TokenRule:
     voxel_size: float | None
     inputs: PointInputs
     padded: bool = False
+
+    def __post_init__(self) -> None:
+        if self.voxel_size is not None and not 0 < self.voxel_size < math.inf:
+            raise ConfigError(
+                f"voxels cannot be {self.voxel_size} m wide",
+                field="voxel_size",
+                remedy="give their edge in metres, or null for every point a token",
+            )
 
     def __call__(self, points: PointBatch) -> PlaneTokens:
         """Tokens of the points of several frames."""

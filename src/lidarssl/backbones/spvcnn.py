@@ -96,6 +96,15 @@ class Spvcnn(MinkUNet):
             for before, after in itertools.pairwise(widths)
         )
 
+    def layers(self) -> list[list[nn.Module]]:
+        """Those of the voxels, each with the point layer that it meets."""
+        found = super().layers()
+        depth = len(self._encoder)
+        meets = (depth, depth + self._middle, depth + len(self._decoder))
+        for level, transform in zip(meets, self.point_transforms, strict=True):
+            found[level].append(transform)
+        return found
+
     def forward_sparse(self, x: SparseTensor) -> SparseTensor:
         return super().forward_sparse(replace(x, maps=PointVoxelMaps.around(x.maps)))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from lidarssl.backbones.voxelize import PointInputs
 from lidarssl.errors import ConfigError
 from lidarssl.frame import PointBatch, PointFeatures
 from lidarssl.geometry.boxes import Corner
+from lidarssl.sparse.layers import frozen_statistics
 from lidarssl.sparse.norms import RowNorm
 
 Norm = Literal["batch", "layer"]
@@ -228,7 +230,8 @@ class WaffleIron(Backbone):
 
     def forward_tokens(self, tokens: PlaneTokens) -> Tensor:
         """The network itself, (T, channels)."""
-        rows = self.embed(tokens.features, tokens.neighbours, self.checkpointing)
+        values = tokens.features.to(self.embed.final.weight.dtype)
+        rows = self.embed(values, tokens.neighbours, self.checkpointing)
         grids = self.rule.grids.grids
         mixes = zip(self.waffleiron.spatial_mix, self.waffleiron.channel_mix, strict=True)
         for layer, (spatial_mix, channel_mix) in enumerate(mixes):
@@ -270,7 +273,12 @@ class WaffleIron(Backbone):
 
     def _run(self, mix: nn.Module, *arguments: object) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(mix, *arguments, use_reentrant=False)
+            return checkpoint(
+                mix,
+                *arguments,
+                use_reentrant=False,
+                context_fn=lambda: (nullcontext(), frozen_statistics(mix)),
+            )
         mixed: Tensor = mix(*arguments)
         return mixed
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lidarssl.backbones.voxelize import PointInputs
-from lidarssl.checkpoints import minkunet_names
+from lidarssl.checkpoints import minkunet_names, waffleiron_names
 from lidarssl.checkpoints.matching import misfits
 from lidarssl.checkpoints.minkunet_names import Naming
 from lidarssl.checkpoints.networks import OPENPCDET, VOXELNET, Network
@@ -23,6 +23,7 @@ CLASS_PATHS = {
     "Spvcnn": "lidarssl.backbones.spvcnn.Spvcnn",
     "VoxelNet": "lidarssl.backbones.voxelnet.VoxelNet",
     "Second": "lidarssl.backbones.second.Second",
+    "WaffleIron": "lidarssl.backbones.waffleiron.WaffleIron",
 }
 # Inputs of SLidR's and OLIVINE's networks, by their number.
 _SLIDR_INPUTS = {1: ["intensity"], 4: ["x", "y", "z", "intensity"]}
@@ -31,6 +32,7 @@ _UNTOLD = {
     "Spvcnn": ("rule", "voxel_size", "inputs"),
     "VoxelNet": ("point_range", "voxel_size", "added_height", "inputs"),
     "Second": ("point_range", "voxel_size", "inputs"),
+    "WaffleIron": ("activation", "fov", "grids", "voxel_size", "inputs"),
 }
 _MOST_HEIGHTS = 64
 
@@ -63,14 +65,18 @@ def told_arguments(network: Network) -> dict[str, Any]:
 
 
 def missing_arguments(network: Network) -> tuple[str, ...]:
-    """Arguments that decide how points become voxels, and that nothing in the file tells."""
+    """Arguments that decide what the weights mean, and that nothing in the file tells."""
     told = told_arguments(network)
     return tuple(name for name in _UNTOLD[network.kind] if name not in told)
 
 
 def inputs_of(network: Network) -> int:
     """Input features of a voxel."""
-    first = {"VoxelNet": "conv_input.0.weight", "Second": f"{TRUNK}conv_input.0.weight"}
+    first = {
+        "VoxelNet": "conv_input.0.weight",
+        "Second": f"{TRUNK}conv_input.0.weight",
+        "WaffleIron": waffleiron_names.ANCHOR,
+    }
     if network.kind in first:
         return network.state[first[network.kind]].shape[-1]
     return network.state["conv0p1s1.kernel"].shape[-2]
@@ -121,6 +127,8 @@ def _widths(network: Network) -> dict[str, Any]:
             for name, value in told.items()
             if value is not None
         }
+    if network.kind == "WaffleIron":
+        return waffleiron_names.architecture(network.state)
     if network.kind == "VoxelNet":
         return _trunk_widths(network.state, "")
     return _trunk_widths(network.state, TRUNK) | _plane_widths(network.state)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lidarssl.checkpoints import minkunet_names as names
+from lidarssl.checkpoints import waffleiron_names
 from lidarssl.checkpoints.minkunet_names import Naming
 from lidarssl.checkpoints.networks import Network, kind_of
 from lidarssl.checkpoints.openpcdet import TRUNK, detector_file
@@ -29,6 +30,7 @@ class Format(enum.StrEnum):
     ``minkowski``: what the downstream code of SLidR and OLIVINE loads.
     ``segcontrast``: a flat file for SegContrast's network on MinkowskiEngine.
     ``openpcdet``: what SECOND and PV-RCNN of OpenPCDet load.
+    ``waffleiron``: what the code of WaffleIron and ScaLR loads, with the head if there is one.
     """
 
     LIDARSSL = "lidarssl"
@@ -36,6 +38,7 @@ class Format(enum.StrEnum):
     MINKOWSKI = "minkowski"
     SEGCONTRAST = "segcontrast"
     OPENPCDET = "openpcdet"
+    WAFFLEIRON = "waffleiron"
 
 
 def foreign_content(
@@ -52,7 +55,9 @@ def foreign_content(
         ConfigError: the other library has no such network.
     """
     stem = sum(name.startswith("conv0p1s1") for name in network.state)
-    if network.kind not in _UNETS:
+    if network.kind == "WaffleIron":
+        known = target is Format.WAFFLEIRON
+    elif network.kind not in _UNETS:
         known = target is Format.OPENPCDET
     elif network.kind == "Spvcnn":
         known = target is Format.TORCHSPARSE
@@ -61,6 +66,8 @@ def foreign_content(
         known = stem in counts.get(target, ())
     if not known:
         raise _no_such_network(network, target, stem)
+    if target is Format.WAFFLEIRON:
+        return waffleiron_names.published_content(network.state, network.head)
     if target is Format.OPENPCDET:
         prefix = "" if network.kind == "Second" else TRUNK
         return detector_file({prefix + name: v for name, v in network.state.items()}, layout)
@@ -124,7 +131,7 @@ def _no_such_network(network: Network, target: Format, stem: int) -> ConfigError
             what = f"MinkUNet with {stem} convolution{'s' * (stem != 1)} in its stem"
         better = {1: "torchsparse or minkowski", 2: "torchsparse or segcontrast"}.get(stem, "")
     elif what != "Spvcnn":
-        better = "openpcdet"
+        better = "waffleiron" if what == "WaffleIron" else "openpcdet"
     return ConfigError(
         f"the networks that '{target}' files are for have no {what}",
         path=network.path,

@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from lidarssl.checkpoints import minkunet_names as names
+from lidarssl.checkpoints import waffleiron_names
 from lidarssl.checkpoints.card import Card
 from lidarssl.checkpoints.files import card_of
 from lidarssl.checkpoints.minkunet_names import Naming
@@ -34,7 +35,7 @@ from lidarssl.weights import CONTAINERS, read_content, read_safetensors, state_o
 
 # Parts that belong to a pretraining task or a detector, whatever network they stand beside.
 HEADS = ("final", "final_class_level", "final_norm", "classifier", "decode_head")
-OPENPCDET, VOXELNET = "openpcdet", "voxelnet"
+OPENPCDET, VOXELNET, WAFFLEIRON = "openpcdet", "voxelnet", "waffleiron"
 _SAID = {
     Naming.MINKOWSKI: "MinkowskiEngine (lidarssl, SLidR, PPKT, OLIVINE)",
     Naming.TORCHSPARSE: "torchsparse (ALSO, NCLR, BEVContrast)",
@@ -69,6 +70,7 @@ _MARKS = (
     _Mark("backbone.conv_input.0.0.weight", Naming.MMDET3D_SPCONV, ("backbone.",)),
     _Mark("backbone_3d.conv_input.0.weight", OPENPCDET, (TRUNK, PLANE)),
     _Mark("conv_input.0.weight", VOXELNET),
+    _Mark(waffleiron_names.ANCHOR, WAFFLEIRON, waffleiron_names.PARTS),
 )
 
 
@@ -77,7 +79,7 @@ class Network:
     """A lidar network as it came out of a file.
 
     Attributes:
-        kind: ``MinkUNet``, ``Spvcnn``, ``VoxelNet`` or ``Second``.
+        kind: ``MinkUNet``, ``Spvcnn``, ``VoxelNet``, ``Second`` or ``WaffleIron``.
         naming: whose names and layouts the file has.
         state: its weights under the names and in the layouts of this library, heads left out.
         path: the file.
@@ -87,6 +89,7 @@ class Network:
         left_out: what else the file holds: name of the part -> what it is.
         config: the settings stored with it; empty when there are none.
         card: of a file that lidarssl wrote.
+        head: published with the network and written with it again; only of a ``WaffleIron``.
     """
 
     kind: str
@@ -99,10 +102,13 @@ class Network:
     left_out: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     card: Card | None = None
+    head: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
         """Whose file it is, in words."""
+        if self.naming == WAFFLEIRON and not self.card:
+            return waffleiron_names.origin(self.state, self.head)
         layout = f", layout {self.layout}" if self.layout else ""
         return ("lidarssl" if self.card else _SAID[self.naming]) + layout
 
@@ -158,7 +164,10 @@ def find_network(
         for name, value in own.items()
         if (name.startswith(mark.parts) if mark.parts else name.split(".")[0] not in HEADS)
     }
-    others = [name for name in own if name not in network]
+    head: dict[str, Tensor] = {}
+    if mark.naming == WAFFLEIRON:
+        network, head = _with_head(own)
+    others = [name for name in own if name not in network and name not in head]
     others += [name for name in state if not name.startswith(prefix)]
     naming, found = mark.naming, None
     if any(is_kernel(name, value.shape) for name, value in network.items()):
@@ -167,7 +176,7 @@ def find_network(
         network = convert_layout(network, found, SpconvLayout.KRSC)
     if naming == OPENPCDET and not any(name.startswith(PLANE) for name in network):
         network = {name.removeprefix(TRUNK): value for name, value in network.items()}
-    elif naming not in (OPENPCDET, VOXELNET):
+    elif naming not in (OPENPCDET, VOXELNET, WAFFLEIRON):
         naming, network = _named(network, path)
     return Network(
         kind=kind_of(network),
@@ -177,11 +186,12 @@ def find_network(
         prefix=prefix,
         layout=found,
         left_out=_groups(others, state),
+        head=head,
     )
 
 
 def kind_of(keys: Iterator[str] | Mapping[str, Any]) -> str:
-    """The class that has these keys: ``MinkUNet``, ``Spvcnn``, ``VoxelNet`` or ``Second``.
+    """The class that has these keys, one of those of ``Network.kind``.
 
     Returns:
         Its name; empty when it is none of them.
@@ -191,7 +201,16 @@ def kind_of(keys: Iterator[str] | Mapping[str, Any]) -> str:
         return "Spvcnn" if "point_transforms.0.0.weight" in known else "MinkUNet"
     if "conv_input.0.weight" in known:
         return "VoxelNet"
+    if waffleiron_names.ANCHOR in known:
+        return "WaffleIron"
     return "Second" if f"{TRUNK}conv_input.0.weight" in known else ""
+
+
+def _with_head(own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A WaffleIron, and its head if that is one of the published ones."""
+    state, head = waffleiron_names.from_published(own)
+    network = {key: value for key, value in state.items() if key.startswith(waffleiron_names.PARTS)}
+    return network, head if waffleiron_names.head_in_words(head) else {}
 
 
 def _refuse_empty(state: Mapping[str, Tensor], path: Path) -> None:
@@ -241,8 +260,8 @@ def _find(state: Mapping[str, Tensor], path: Path, prefix: str | None) -> tuple[
         f"holds no lidar network that is known here{_under(prefix)}: its tensors are "
         + _listed(_groups(list(state), state)),
         path=path,
-        remedy="known are MinkUNet, SPVCNN, VoxelNet and SECOND, under the names of SLidR, "
-        "OLIVINE, ALSO, NCLR, SegContrast, mmdetection3d and OpenPCDet",
+        remedy="known are MinkUNet, SPVCNN, VoxelNet, SECOND and WaffleIron, under the names of "
+        "SLidR, OLIVINE, ALSO, NCLR, SegContrast, mmdetection3d, OpenPCDet and ScaLR",
     )
 
 

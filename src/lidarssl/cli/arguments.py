@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from lidarssl import __version__
 from lidarssl.cli import verbs
-from lidarssl.cli.parser import HelpWith, Parser, at_least
+from lidarssl.cli.export_arguments import add_export
+from lidarssl.cli.groups import Verbs, add_quiet, open_dataset
+from lidarssl.cli.parser import Parser, at_least
+from lidarssl.cli.prepare_arguments import add_prepare
 
 START = """\
 start here:
@@ -28,13 +30,14 @@ RECIPE_KEYS = (
     "`lidarssl recipes NAME --keys` lists them."
 )
 CONVERT_NOTE = """\
-Reads files of lidarssl, SLidR, PPKT, OLIVINE, ALSO, NCLR, BEVContrast, SegContrast, mmdetection3d
-and OpenPCDet; nothing in a file is ever run. Formats:
+Reads files of lidarssl, SLidR, PPKT, OLIVINE, ALSO, NCLR, BEVContrast, SegContrast, mmdetection3d,
+OpenPCDet, WaffleIron and ScaLR; nothing in a file is ever run. Formats:
   lidarssl     safetensors with a card, for `lidarssl probe` and `finetune`
   torchsparse  for the downstream code of ALSO, NCLR and BEVContrast
   minkowski    for the downstream code of SLidR and OLIVINE
   segcontrast  for SegContrast's network on MinkowskiEngine
   openpcdet    for SECOND and PV-RCNN of OpenPCDet, checked key by key
+  waffleiron   for the code of WaffleIron and ScaLR
 Other options are arguments of the backbone, for --to lidarssl, e.g. --voxel_size 0.1."""
 
 
@@ -47,11 +50,11 @@ def build_parser() -> Parser:
         epilog=START,
     )
     parser.add_argument("--version", action="version", version=f"lidarssl {__version__}")
-    top = _Verbs(parser, "verbs", "VERB")
+    top = Verbs(parser, "verbs", "VERB")
     _add_demo(top)
     _add_recipes(top)
     _add_data(top)
-    _add_prepare(top)
+    add_prepare(top)
     _add_pretrain(top)
     _add_probe(top)
     _add_finetune(top)
@@ -59,6 +62,7 @@ def build_parser() -> Parser:
     _add_report(top)
     _add_view(top)
     _add_convert(top)
+    add_export(top)
     _add_hub(top)
     top.add(
         "doctor", "what is installed, what is missing, what to type", verbs.doctor,
@@ -67,56 +71,7 @@ def build_parser() -> Parser:
     return parser
 
 
-class _Verbs:
-    """The verbs below a parser."""
-
-    def __init__(self, parser: Parser, title: str, metavar: str) -> None:
-        self.parser = parser
-        self.group = parser.add_subparsers(title=title, metavar=metavar, required=True)
-
-    def add(
-        self, name: str, summary: str, run: Callable[..., int | None], examples: str, note: str = ""
-    ) -> Parser:
-        """A verb that runs ``run``; ``examples`` are command lines, one per line."""
-        return self._new(name, summary, examples, note, run)
-
-    def open(
-        self, name: str, summary: str, run: Callable[..., int | None], examples: str, note: str,
-        describe: Callable[[str | None], str] | None = None, of: str = "",
-    ) -> Parser:  # fmt: skip
-        """A verb that takes options it does not know; ``describe`` tells ``--help`` of them."""
-        parser = self._new(name, summary, examples, note, run, add_help=describe is None)
-        parser.takes_options = True
-        if describe is not None:
-            parser.add_argument(
-                "-h", "--help", action=HelpWith, describe=describe, of=of,
-                help="show this help and these options",
-            )  # fmt: skip
-        return parser
-
-    def parent(self, name: str, summary: str, title: str, metavar: str) -> _Verbs:
-        """A verb that is a group of verbs."""
-        return _Verbs(self._new(name, summary, "", "", None), title, metavar)
-
-    def _new(
-        self, name: str, summary: str, examples: str, note: str,
-        run: Callable[..., int | None] | None, add_help: bool = True,
-    ) -> Parser:  # fmt: skip
-        lines = [f"  {line}" for line in examples.splitlines()]
-        epilog = "\n".join(
-            [*([note, ""] if note else []), *(["examples:", *lines] if lines else [])]
-        )
-        parser: Parser = self.group.add_parser(
-            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=epilog, add_help=add_help,
-        )  # fmt: skip
-        if run is not None:
-            parser.set_defaults(run_verb=run)
-        self.parser.verbs[name] = parser
-        return parser
-
-
-def _add_demo(top: _Verbs) -> None:
+def _add_demo(top: Verbs) -> None:
     parser = top.add(
         "demo", "generate a world, pretrain, probe, report: in minutes", verbs.demo,
         "lidarssl demo\nlidarssl demo --quick --run runs/quick    does it run here? in seconds",
@@ -129,10 +84,10 @@ def _add_demo(top: _Verbs) -> None:
         "--quick", action="store_true",
         help="a tiny world and a few steps: tests the installation, its numbers mean nothing",
     )  # fmt: skip
-    _add_quiet(parser)
+    add_quiet(parser)
 
 
-def _add_recipes(top: _Verbs) -> None:
+def _add_recipes(top: Verbs) -> None:
     parser = top.add(
         "recipes", "list the shipped experiments, or show one", verbs.recipes,
         "lidarssl recipes\nlidarssl recipes slidr_minkunet_nuscenes\n"
@@ -143,14 +98,14 @@ def _add_recipes(top: _Verbs) -> None:
     parser.add_argument("--keys", action="store_true", help="explain every key it accepts")
 
 
-def _add_data(top: _Verbs) -> None:
+def _add_data(top: Verbs) -> None:
     actions = top.parent("data", "check, describe or synthesize a dataset", "actions", "ACTION")
-    check = _open_dataset(
+    check = open_dataset(
         actions, "check", "load every frame and say what is wrong", verbs.data_check,
         "lidarssl data check semantic_kitti --root data/semantic_kitti\n"
         "lidarssl data check nuscenes --root data/nuscenes --version v1.0-mini --split mini_train",
     )  # fmt: skip
-    stats = _open_dataset(
+    stats = open_dataset(
         actions, "stats", "points, ranges, intensities, classes, images", verbs.data_stats,
         "lidarssl data stats folder --root logs --limit 100",
     )  # fmt: skip
@@ -172,46 +127,10 @@ def _add_data(top: _Verbs) -> None:
         help="semantic_kitti: by default eleven drives with 64 beams and one camera",
     )  # fmt: skip
     world.add_argument("--workers", type=at_least(0), default=2, help="processes")
-    _add_quiet(world)
+    add_quiet(world)
 
 
-def _add_prepare(top: _Verbs) -> None:
-    passes = top.parent("prepare", "offline passes over a dataset, resumable", "passes", "PASS")
-    parser = _open_dataset(
-        passes, "superpixels", "SLIC superpixels of every image", verbs.prepare_superpixels,
-        "lidarssl prepare superpixels nuscenes --root data/nuscenes --version v1.0-trainval "
-        "--output superpixels",
-    )  # fmt: skip
-    parser.add_argument("--output", type=Path, required=True, help="folder of the PNG files")
-    parser.add_argument(
-        "--segments", type=at_least(1), default=150, help="superpixels asked for per image"
-    )
-    parser.add_argument("--compactness", type=float, default=6.0, help="of SLIC")
-    parser.add_argument("--sigma", type=float, default=3.0, help="px, Gaussian before SLIC")
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="0.25: segment quarter-size images"
-    )
-    parser.add_argument(
-        "--workers", type=at_least(0), default=os.cpu_count() or 1, help="processes"
-    )
-    parser.add_argument("--shard", default="0/1", help="i/n: the i-th of n machines, from 0")
-    parser.add_argument("--overwrite", action="store_true", help="redo files that exist")
-    _add_quiet(parser)
-    teacher = _open_dataset(
-        passes, "teacher", "train a small image encoder on image labels", verbs.prepare_teacher,
-        "lidarssl prepare teacher synthetic --root data/world --output teacher.safetensors "
-        "--score-split val",
-        split="teacher",
-    )  # fmt: skip
-    teacher.add_argument("--output", type=Path, required=True, help=".safetensors file")
-    teacher.add_argument("--steps", type=at_least(1), default=400, help="of training")
-    teacher.add_argument("--seed", type=at_least(0), default=0, help="of weights and draws")
-    teacher.add_argument("--workers", type=at_least(0), default=1, help="loader processes")
-    teacher.add_argument("--score-split", help="print its image mIoU on this split")
-    _add_quiet(teacher)
-
-
-def _add_pretrain(top: _Verbs) -> None:
+def _add_pretrain(top: Verbs) -> None:
     parser = _open_recipe(
         top, "pretrain", "pretrain a backbone on unlabelled frames", verbs.pretrain,
         "lidarssl pretrain slidr_minkunet_nuscenes --dataset.root data/nuscenes --dry-run\n"
@@ -224,7 +143,7 @@ def _add_pretrain(top: _Verbs) -> None:
     )
 
 
-def _add_probe(top: _Verbs) -> None:
+def _add_probe(top: Verbs) -> None:
     parser = _open_recipe(
         top, "probe", "judge frozen features with a linear classifier", verbs.probe,
         "lidarssl probe probe_minkunet_synthetic --checkpoint runs/slidr --run runs/slidr_probe\n"
@@ -240,7 +159,7 @@ def _add_probe(top: _Verbs) -> None:
     )
 
 
-def _add_finetune(top: _Verbs) -> None:
+def _add_finetune(top: Verbs) -> None:
     parser = _open_recipe(
         top, "finetune", "train all weights on a fraction of the labels", verbs.finetune,
         "lidarssl finetune finetune_minkunet_nuscenes_1 --dataset.root data/nuscenes "
@@ -251,7 +170,7 @@ def _add_finetune(top: _Verbs) -> None:
     _add_checkpoint(parser)
 
 
-def _add_evaluate(top: _Verbs) -> None:
+def _add_evaluate(top: Verbs) -> None:
     parser = top.open(
         "evaluate", "score a probed or finetuned run on a split", verbs.evaluate,
         "lidarssl evaluate runs/slidr_probe --split val --protocol slidr", RECIPE_KEYS,
@@ -269,10 +188,19 @@ def _add_evaluate(top: _Verbs) -> None:
         help="all (default) points of a scan count; decimated: only those that are left when it "
         "is thinned as in training; nearest: all, each with the class of the nearest of these",
     )  # fmt: skip
-    _add_quiet(parser)
+    parser.add_argument(
+        "--votes", type=at_least(1), default=1,
+        help="see every scan so often, turned, mirrored and scaled, and sum the softmax "
+        "(default: 1, the scan as it is)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--votes-drop-path", action="store_true",
+        help="each vote leaves out mixes of the backbone at random, as the published code",
+    )  # fmt: skip
+    add_quiet(parser)
 
 
-def _add_report(top: _Verbs) -> None:
+def _add_report(top: Verbs) -> None:
     parser = top.add(
         "report", "write report.html of a run folder again", verbs.report,
         "lidarssl report runs/demo\n"
@@ -285,7 +213,7 @@ def _add_report(top: _Verbs) -> None:
     )
 
 
-def _add_view(top: _Verbs) -> None:
+def _add_view(top: Verbs) -> None:
     parser = top.add(
         "view", "what a pretraining makes of held-out scans, in the 3-D viewer", verbs.view,
         "lidarssl view runs/also --frames 3",
@@ -294,7 +222,7 @@ def _add_view(top: _Verbs) -> None:
     parser.add_argument("--frames", type=at_least(1), default=1, help="how many (default: 1)")
 
 
-def _add_convert(top: _Verbs) -> None:
+def _add_convert(top: Verbs) -> None:
     parser = top.open(
         "convert", "weights of any library: what they are, and as files of another", verbs.convert,
         "lidarssl convert weights.ckpt                      what is in it?\n"
@@ -307,7 +235,10 @@ def _add_convert(top: _Verbs) -> None:
     )  # fmt: skip
     parser.add_argument("source", type=Path, help="weights file of any origin, or run folder")
     parser.add_argument(
-        "--to", choices=("lidarssl", "torchsparse", "minkowski", "segcontrast", "openpcdet"),
+        "--to",
+        choices=(
+            "lidarssl", "torchsparse", "minkowski", "segcontrast", "openpcdet", "waffleiron",
+        ),
         help="format of the output; without it the file is only described",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, help="file to write")
@@ -328,7 +259,7 @@ def _add_convert(top: _Verbs) -> None:
     )
 
 
-def _add_hub(top: _Verbs) -> None:
+def _add_hub(top: Verbs) -> None:
     push = top.add(
         "push", "upload weights with their card to the Hugging Face Hub", verbs.push,
         "lidarssl push runs/also OWNER/also-minkunet-kitti --licence cc-by-nc-sa-4.0",
@@ -350,28 +281,14 @@ def _add_hub(top: _Verbs) -> None:
     pull.add_argument("--overwrite", action="store_true", help="replace weights that are there")
 
 
-def _open_dataset(
-    group: _Verbs, name: str, summary: str, run: Callable[..., int | None], examples: str,
-    split: str = "train",
-) -> Parser:  # fmt: skip
-    parser = group.open(
-        name, summary, run, examples,
-        "Other options go to the dataset; its name and --help list them.",
-        verbs.describe_dataset, "dataset",
-    )  # fmt: skip
-    parser.add_argument("dataset", help="e.g. semantic_kitti, nuscenes, kitti_object, folder")
-    parser.add_argument("--split", default=split, help=f"of the dataset (default: {split})")
-    return parser
-
-
 def _open_recipe(
-    group: _Verbs, name: str, summary: str, run: Callable[..., int | None], examples: str
+    group: Verbs, name: str, summary: str, run: Callable[..., int | None], examples: str
 ) -> Parser:
     parser = group.open(name, summary, run, examples, RECIPE_KEYS)
     parser.add_argument("recipe", help="name (see `lidarssl recipes`) or YAML file")
     parser.add_argument("--run", type=Path, help="run folder (default: runs/<recipe>)")
     parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
-    _add_quiet(parser)
+    add_quiet(parser)
     return parser
 
 
@@ -380,7 +297,3 @@ def _add_checkpoint(parser: Parser) -> None:
         "--checkpoint", type=Path,
         help="weights file or run folder; without it: random initialisation",
     )  # fmt: skip
-
-
-def _add_quiet(parser: Parser) -> None:
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")

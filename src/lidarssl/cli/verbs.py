@@ -80,45 +80,6 @@ def data_synthesize(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(f"{arguments.output}: {sum(split.scenes * split.frames for split in splits)} frames")
 
 
-def prepare_superpixels(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from lidarssl.prepare.superpixels import prepare_superpixels as run
-    from lidarssl.recipes.schema import build_dataset
-
-    shard = _shard(arguments.shard)
-    print(
-        run(
-            build_dataset(arguments.dataset, rest),
-            arguments.split,
-            arguments.output,
-            segments=arguments.segments,
-            compactness=arguments.compactness,
-            sigma=arguments.sigma,
-            scale=arguments.scale,
-            workers=arguments.workers,
-            shard=shard,
-            overwrite=arguments.overwrite,
-            progress=not arguments.quiet,
-        )
-    )
-
-
-def prepare_teacher(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from lidarssl.experiments.teacher import score_teacher, train_teacher
-    from lidarssl.recipes.schema import build_dataset
-
-    dataset = build_dataset(arguments.dataset, rest)
-    if arguments.score_split:
-        dataset.frames(arguments.score_split)
-    train_teacher(
-        dataset, arguments.output, arguments.split, arguments.steps, seed=arguments.seed,
-        workers=arguments.workers, progress=not arguments.quiet,
-    )  # fmt: skip
-    if arguments.score_split:
-        score = score_teacher(dataset, arguments.score_split, arguments.output)
-        print(f"image mIoU on {score.frames} frames: {100 * score.miou:.1f} %")
-    print(arguments.output)
-
-
 def pretrain(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.experiments.pretrain import dry_run, pretrain_recipe
     from lidarssl.recipes.schema import load
@@ -178,7 +139,7 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(
         evaluate_run(
             arguments.run, arguments.split, arguments.protocol, rest,
-            not arguments.quiet, arguments.points,
+            not arguments.quiet, arguments.points, arguments.votes, arguments.votes_drop_path,
         )
     )  # fmt: skip
 
@@ -262,26 +223,6 @@ def doctor(arguments: argparse.Namespace, rest: list[str]) -> int:
     findings = examine()
     print(findings)
     return 0 if findings.healthy else 1
-
-
-def _shard(text: str) -> tuple[int, int]:
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ConfigError(
-            f"'{text}' is not i/n with i < n",
-            field="--shard",
-            remedy="e.g. 0/4, 1/4, 2/4 and 3/4 on four machines",
-        )
-    return int(index), int(count)
-
-
-def describe_dataset(name: str | None) -> str:
-    """The options of a dataset, for ``--help``."""
-    if name is None:
-        return "The options of a dataset: add its name before --help."
-    from lidarssl.recipes.schema import describe_dataset
-
-    return describe_dataset(name)
 
 
 def describe_world(output: str | None) -> str:

@@ -25,6 +25,21 @@ class ClassTable:
         return len(self.names)
 
 
+@dataclass(frozen=True)
+class Stream:
+    """Some frames of a list that get a fixed share of the samples of a training.
+
+    Attributes:
+        name: for messages.
+        weight: above 0; the share is the weight divided by the sum over all streams.
+        frames: their rows in the list, one or more.
+    """
+
+    name: str
+    weight: float
+    frames: Sequence[int]
+
+
 class Dataset(ABC):
     """One dataset on disk.
 
@@ -85,6 +100,10 @@ class Dataset(ABC):
         """
         return None
 
+    def fraction_note(self, split: str, skip: int) -> str:
+        """What a reader of results on 1/skip of the labels must know; empty = nothing."""
+        return ""
+
     def absent(self, split: str) -> str:
         """What the official list of a split names and the disk lacks, in words; empty = nothing.
 
@@ -95,6 +114,20 @@ class Dataset(ABC):
     def sequences(self, split: str) -> list[str]:
         """Sequences of a split, in order of first appearance."""
         return list(dict.fromkeys(frame.sequence for frame in self.frames(split)))
+
+    def of(self, frame: FrameId) -> Dataset:
+        """The dataset whose classes, colours and direction of travel are those of a frame."""
+        return self
+
+    def streams(self, frames: Sequence[FrameId]) -> tuple[Stream, ...]:
+        """Parts of a list of frames that a training draws from by weight.
+
+        Empty where every frame is drawn equally often.
+
+        Raises:
+            ConfigError: a part with a weight has no frame in the list.
+        """
+        return ()
 
 
 def describe_missing(needs: Field, provided: Field) -> Sequence[str]:

@@ -182,7 +182,7 @@ def check(
         split=split,
         frames=len(ids),
         checked=len(chosen),
-        sequences=len({frame.sequence for frame in ids}),
+        sequences=len({(frame.dataset, frame.sequence) for frame in ids}),
         provides=list(describe_missing(provided, Field.NONE)),
         pairs={name: pairs[name] / seen[name] for name in seen},
         problems=[result.problem for result in results if result.problem is not None],

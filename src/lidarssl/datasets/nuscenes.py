@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from lidarssl.datasets.files import (
 )
 from lidarssl.datasets.folder_files import parse_splits
 from lidarssl.datasets.image_files import check_scale, read_image, resize_intrinsics
+from lidarssl.datasets.nuscenes_fractions import Fractions, NuScenesFractions
 from lidarssl.datasets.nuscenes_index import (
     Annotations,
     Index,
@@ -59,7 +59,6 @@ CAMERAS = (
     "CAM_FRONT_LEFT",
 )
 INSTANCES_PER_CATEGORY = 1000
-ALSO_SCENE = "scene-0392"
 
 _CLASSES = (
     ("noise", (0, 0, 0)),
@@ -118,8 +117,11 @@ class NuScenes(Dataset):
         cameras: channels to read, in this order; default: ``default_cameras``.
         image_scale: factor on the size of images, in (0, 1].
         fractions: whose shares of the labels: ``slidr`` = every n-th scene; ``also`` = the same,
-            and for 1/1000 scene-0392 alone.
+            and for 1/1000 scene-0392 alone; ``scalr`` = the lists of ``fraction_lists``, and
+            without them as ``slidr``.
         fraction_offset: moves the choice by so many scenes, for other draws of a share.
+        fraction_lists: folder with ScaLR's ``nuscenes-ratio_10-v_0.npy`` and
+            ``nuscenes-ratio_100-v_0.npy``.
 
     Attributes:
         class_of_category: train class of each category of category.json.
@@ -128,7 +130,7 @@ class NuScenes(Dataset):
         lidar: channel of the lidar.
 
     Raises:
-        ConfigError: unknown camera or image scale.
+        ConfigError: unknown camera, image scale or fractions.
         DataError: the root is wrong, or a table is missing or malformed.
     """
 
@@ -151,14 +153,13 @@ class NuScenes(Dataset):
         version: str = "v1.0-mini",
         cameras: Sequence[str] | None = None,
         image_scale: float = 1.0,
-        fractions: Literal["slidr", "also"] = "slidr",
+        fractions: Fractions = "slidr",
         fraction_offset: int = 0,
+        fraction_lists: str | Path | None = None,
     ) -> None:
         self.root = Path(root)
         self.version = version
-        if fractions not in ("slidr", "also"):
-            raise unknown_name("fractions", fractions, ("slidr", "also"))
-        self.fractions, self.fraction_offset = fractions, fraction_offset
+        self.fractions = NuScenesFractions(fractions, fraction_offset, fraction_lists)
         self.image_scale = check_scale(image_scale)
         folder = version_folder(self.root, version)
         chosen = self.default_cameras if cameras is None else tuple(cameras)
@@ -199,25 +200,23 @@ class NuScenes(Dataset):
         return self._frames_of(self.scenes(split))
 
     def label_fraction(self, split: str, skip: int) -> list[FrameId]:
-        """All key frames of every skip-th scene: the skip-th, 2 skip-th, ...
+        """All key frames of every skip-th scene, or those of a list: see ``NuScenesFractions``."""
+        scenes, listed = self.scenes(split), self.fractions.listed(skip)
+        if listed is None:
+            return self._frames_of(self.fractions.scenes(scenes, split, skip))
+        frames = self._frames_of(scenes)
+        return [
+            frame
+            for frame in frames
+            if self._reading(self._key_frame(frame), self.lidar).token in listed
+        ]
 
-        ``fraction_offset`` moves the choice by so many scenes. The rule is that of SLidR and of
-        ALSO; ``also`` has one share more, 1/1000, which is scene-0392 alone.
-        """
-        scenes = self.scenes(split)
-        single = self.fractions == "also" and skip == 1000 and not self.fraction_offset
-        if single:
-            chosen = [scene for scene in scenes if scene == ALSO_SCENE]
-        else:
-            numbered = enumerate(scenes, 1 + self.fraction_offset)
-            chosen = [scene for number, scene in numbered if skip > 0 and number % skip == 0]
-        if not chosen:
-            raise ConfigError(
-                f"1/{skip} of the {len(scenes)} scenes of '{split}' is not a scene",
-                field="skip",
-                remedy=f"choose a split with {ALSO_SCENE}" if single else f"use 1..{len(scenes)}",
-            )
-        return self._frames_of(chosen)
+    def fraction_size(self, split: str, skip: int) -> int | None:
+        listed = self.fractions.listed(skip)
+        return None if listed is None else len(listed)
+
+    def fraction_note(self, split: str, skip: int) -> str:
+        return self.fractions.note(skip)
 
     def _frames_of(self, scenes: Sequence[str]) -> list[FrameId]:
         wanted = set(scenes)

@@ -32,6 +32,7 @@ from lidarssl.checkpoints.minkunet_names import Naming
 from lidarssl.checkpoints.networks import Network, read_network
 from lidarssl.checkpoints.published import published_name, published_names
 from lidarssl.checkpoints.spconv_layouts import SpconvLayout
+from lidarssl.checkpoints.waffleiron_names import head_in_words
 from lidarssl.errors import ConfigError
 from lidarssl.experiments.record import weights_of
 from lidarssl.geometry.voxels import cell_coordinates
@@ -48,7 +49,12 @@ _READERS = {
     Format.MINKOWSKI: ("the downstream code of SLidR and OLIVINE", "--pretraining_path"),
     Format.SEGCONTRAST: ("NCLR's semantic segmentation on MinkowskiEngine", "checkpoint"),
     Format.OPENPCDET: ("OpenPCDet's tools/train.py", "--pretrained_model"),
+    Format.WAFFLEIRON: ("the code of WaffleIron and ScaLR", "ckpt_last.pth or --pretrained_ckpt"),
 }
+# Tensors whose shape tells the number of inputs, where there are more than one.
+_INPUT_TENSORS = {"WaffleIron": 10}
+# An option that widths depend on.
+_WIDTHS = {"MinkUNet": "--encoder_channels", "WaffleIron": "--channels"}
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,8 @@ def description(network: Network) -> str:
         "place": ", ".join(place) or "top of the file, no prefix",
         "left out": ", ".join(left_out) or "nothing",
     }
+    if network.head:
+        rows["head"] = f"{head_in_words(network.head)}; only --to waffleiron keeps it"
     if network.card is not None:
         rows |= _of_card(network.card)
     return "\n".join([str(network.path), *(f"  {name:<13}{text}" for name, text in rows.items())])
@@ -127,13 +135,18 @@ def convert(network: Network, wanted: Wanted) -> str:
         content = foreign_content(network, wanted.target, wanted.layout)
         with _writing(path):
             write_foreign(path, content)
-        lines = []
-        if wanted.target is Format.OPENPCDET and network.kind == "VoxelNet":
-            lines = [
-                "  without      backbone_2d, which this network has not: it stays random there"
-            ]
+        lines = _lacks(network, wanted.target)
     use = _use(network, wanted.target, path)
     return "\n".join([f"{path}", *lines, f"  use          {use}"])
+
+
+def _lacks(network: Network, target: Format) -> list[str]:
+    """What the readers of a file expect and the network has not."""
+    if target is Format.OPENPCDET and network.kind == "VoxelNet":
+        return ["  without      backbone_2d, which this network has not: it stays random there"]
+    if target is Format.WAFFLEIRON and not network.head:
+        return ["  without      a head classif, which this file has not: load it with strict=False"]
+    return []
 
 
 def _use(network: Network, target: Format, path: Path) -> str:
@@ -141,7 +154,7 @@ def _use(network: Network, target: Format, path: Path) -> str:
     if target is Format.LIDARSSL:
         return f"lidarssl probe or finetune RECIPE --checkpoint {path}"
     code, option = _READERS[target]
-    if target is Format.OPENPCDET:
+    if target in (Format.OPENPCDET, Format.WAFFLEIRON):
         return f"{code} takes it as {option}"
     naming = Naming(target.value)
     name = published_name(network, naming)
@@ -229,7 +242,7 @@ def _write_own(network: Network, wanted: Wanted, path: Path) -> list[str]:
         card = replace(card, data=tuple(wanted.data))
     with _writing(path):
         checkpoints.save(path, backbone, card)
-    shown = ("rule", "point_range", "voxel_size", "added_height", "inputs")
+    shown = ("rule", "point_range", "fov", "grids", "voxel_size", "added_height", "inputs")
     return [f"  {name:<13}{built.init_args[name]}" for name in shown if name in built.init_args]
 
 
@@ -256,7 +269,8 @@ def _fill(backbone: Backbone, network: Network, built: checkpoints.Architecture)
     state = state_for(network, backbone)
     columns, inputs = built.init_args["inputs"]["columns"], inputs_of(network)
     found = compare(backbone, state)
-    alike = not (found.missing or found.unexpected) and len(found.mismatched) == 1
+    alike = not (found.missing or found.unexpected)
+    alike = alike and len(found.mismatched) == _INPUT_TENSORS.get(network.kind, 1)
     if alike and len(columns) != inputs:
         raise ConfigError(
             f"the weights take {inputs} value{'s' * (inputs != 1)} of a voxel, "
@@ -269,12 +283,12 @@ def _fill(backbone: Backbone, network: Network, built: checkpoints.Architecture)
     try:
         checkpoints.load_into(backbone, state)
     except ConfigError as error:
-        unet = isinstance(backbone, MinkUNet)
+        option = _WIDTHS.get(type(backbone).__name__, "--point_range")
         raise ConfigError(
             error.problem,
             path=error.path or network.path,
             remedy="choose a --like recipe whose backbone is the network described above, or "
-            f"set its options, e.g. {'--encoder_channels' if unet else '--point_range'}",
+            f"set its options, e.g. {option}",
         ) from error
 
 

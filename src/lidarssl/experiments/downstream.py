@@ -36,6 +36,7 @@ from lidarssl.experiments.scoring import (
     score_table,
     write_metrics,
 )
+from lidarssl.experiments.voting import check_votes, voted_confusion
 from lidarssl.frame import Field
 from lidarssl.metrics.segmentation import PROTOCOLS
 from lidarssl.recipes import files
@@ -108,6 +109,8 @@ def run_downstream(
         settings.workers, recipe.eval_batch_size,
     )  # fmt: skip
     recorder.notes.extend(frames.notes)
+    note = recipe.dataset.fraction_note(recipe.train_split, recipe.label_skip)
+    recorder.notes.extend([note] if note else [])
     device = choose_device(settings.accelerator)
     if cached:
         probes = ProbeRun(loaded, frames, device, recorder, seeds, progress)
@@ -182,6 +185,7 @@ def train_task(
             field="task.num_classes",
             remedy=f"set it to {len(recipe.dataset.classes)}",
         )
+    mixing = task.mixing_of(recipe.dataset, frames.train)
     if task.weighting != "none":
         task.set_class_weights(label_counts(frames.batches(frames.train), task.num_classes))
     result = fit(
@@ -189,6 +193,7 @@ def train_task(
         recipe.training, recorder.run, _protocol(recipe).value,
         prepare=task.backbone.prepare, resume=resume, progress=progress,
         val_ids=frames.val, val_transforms=task.transforms(False),
+        mixing=mixing,
     )  # fmt: skip
     if result.interrupted:
         raise KeyboardInterrupt
@@ -246,8 +251,10 @@ def evaluate_run(
     overrides: Sequence[str] = (),
     progress: bool = True,
     points: str = "all",
+    votes: int = 1,
+    votes_drop_path: bool = False,
 ) -> str:
-    """Score a finished run again: another split, another mIoU variant.
+    """Score a finished run again: another split, another mIoU variant, several votes.
 
     Args:
         run: its folder.
@@ -256,12 +263,15 @@ def evaluate_run(
         overrides: command line words for the recipe.
         progress: show a bar.
         points: key of ``POINTS``.
+        votes: how often each scan is seen, moved; 1 = once, as it is.
+        votes_drop_path: the backbone leaves out mixes at random in every vote, as in training.
 
     Returns:
         A per-class table and the means, as text.
 
     Raises:
-        ConfigError: unknown split, protocol or points, or a task that does not thin its scans.
+        ConfigError: unknown split, protocol or points, a task that does not thin its scans, or
+            votes that do not go with the rest.
         DataError: the folder holds no finished run.
     """
     for option, value, known in (("protocol", protocol, PROTOCOLS), ("points", points, POINTS)):
@@ -271,27 +281,41 @@ def evaluate_run(
                 field=f"--{option}",
                 remedy=f"choose one of {', '.join(known)}",
             )
+    check_votes(votes, votes_drop_path, points)
     loaded = load(str(_recipe_of(run)), overrides)
     recipe: Any = loaded.recipe
     cached = isinstance(recipe, ProbeRecipe)
-    task = (
-        SemanticSegmentation(recipe.backbone, len(recipe.dataset.classes), freeze=True)
-        if cached
-        else recipe.task
-    )
-    checkpoints.load_into(task, checkpoints.load(run / TASK_FILE).state)
+    task = _judged_task(recipe, run)
     val_split = split or recipe.val_split
     check_needs(Field.SEMANTIC, recipe.dataset, val_split, "evaluation")
     ids = recipe.dataset.frames(val_split)
     settings = recipe if cached else recipe.training
     frames = Labelled(recipe.dataset, [], 1.0, ids, settings.workers, recipe.eval_batch_size)
     device = choose_device(settings.accelerator)
-    thinning = [] if points == "all" else _thinning(task, points)
-    val = frames.batches(ids, task.backbone, thinning)
-    scored = frames.batches(ids) if points == "nearest" else None
-    matrix = evaluate(task, val, device, frames.val_batches, progress, scored)
-    table = score_table(matrix, recipe.dataset, protocol)
-    return table if points == "all" else f"{table}\n\n{POINTS[points]}"
+    notes = [] if points == "all" else [POINTS[points]]
+    if votes > 1:
+        matrix = voted_confusion(
+            task, frames, votes, votes_drop_path, settings.seed, device, progress
+        )
+        dropped = "; mixes are left out at random" if votes_drop_path else ""
+        notes.append(f"{votes} votes on every scan, turned, mirrored and scaled{dropped}.")
+    else:
+        thinning = [] if points == "all" else _thinning(task, points)
+        val = frames.batches(ids, task.backbone, thinning)
+        scored = frames.batches(ids) if points == "nearest" else None
+        matrix = evaluate(task, val, device, frames.val_batches, progress, scored)
+    return "\n\n".join([score_table(matrix, recipe.dataset, protocol), *notes])
+
+
+def _judged_task(recipe: ProbeRecipe | SegmentationRecipe, run: Path) -> SemanticSegmentation:
+    """The task of a recipe with the weights of a finished run."""
+    task = (
+        SemanticSegmentation(recipe.backbone, len(recipe.dataset.classes), freeze=True)
+        if isinstance(recipe, ProbeRecipe)
+        else recipe.task
+    )
+    checkpoints.load_into(task, checkpoints.load(run / TASK_FILE).state)
+    return task
 
 
 def _thinning(task: SemanticSegmentation, points: str) -> list[Transform]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from functools import singledispatch
 
+from lidarssl.experiments.distillation import scalr_features
 from lidarssl.experiments.occupancy import also_occupancy
 from lidarssl.experiments.pictures import PictureBook
 from lidarssl.frame import Frame
 from lidarssl.methods.also import Also
 from lidarssl.methods.base import Method
+from lidarssl.methods.scalr import Scalr
 from lidarssl.methods.slidr import Slidr
 from lidarssl.transforms.superpixels import slic
 
@@ -35,3 +37,9 @@ def _(method: Slidr, frame: Frame, book: PictureBook) -> None:
 @add_method_pictures.register
 def _(method: Also, frame: Frame, book: PictureBook) -> None:
     book.add_occupancy(frame, also_occupancy(method, frame))
+
+
+@add_method_pictures.register
+def _(method: Scalr, frame: Frame, book: PictureBook) -> None:
+    if frame.cameras:
+        book.add_distilled(frame, scalr_features(method, frame))

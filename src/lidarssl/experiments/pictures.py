@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from lidarssl.batching import collate
 from lidarssl.datasets.base import ClassTable, Dataset
 from lidarssl.experiments.occupancy import OccupancyAt, occupancy_slices
 from lidarssl.frame import Field, Frame, FrameId
+from lidarssl.report.distillation import DistilledFeatures
 from lidarssl.report.figures import (
     BevPrediction,
     BevScalar,
@@ -54,18 +56,17 @@ class PictureBook:
     """
 
     def __init__(self, run: Path, dataset: Dataset) -> None:
-        self.run, self.classes, self.forward = run, dataset.classes, dataset.forward
+        self.run, self.dataset, self.classes = run, dataset, dataset.classes
         self.records: list[PictureRecord] = []
 
-    @property
-    def turn(self) -> Tensor:
+    def turn(self, frame: Frame) -> Tensor:
         """(3, 3) from the lidar frame to one whose x is the direction of travel."""
-        x, y = self.forward
+        x, y = self.dataset.of(frame.id).forward
         return torch.tensor([[x, y, 0.0], [-y, x, 0.0], [0.0, 0.0, 1.0]])
 
     def points_of(self, frame: Frame) -> Array:
         """The points turned so that the vehicle drives along +x, (N, 3)."""
-        return (frame.points @ self.turn.T).numpy()
+        return (frame.points @ self.turn(frame).T).numpy()
 
     def add(
         self, name: str, figure: FigureData, title: str, caption: str, section: Section
@@ -118,7 +119,7 @@ class PictureBook:
         Args:
             occupancy: in the lidar frame.
         """
-        turn = self.turn
+        turn = self.turn(frame)
         slices = occupancy_slices(frame.points @ turn.T, lambda places: occupancy(places @ turn))
         self.add(
             "occupancy",
@@ -129,6 +130,17 @@ class PictureBook:
             "of the few centimetres behind the return; nobody saw the rest. Prediction: mean "
             "probability that the features near the centre of the cell give, full above one half. "
             "Heights are above the ground at the sensor: on a slope a slice leaves the ground.",
+            Section.PREDICTIONS,
+        )
+
+    def add_distilled(self, frame: Frame, features: DistilledFeatures) -> None:
+        """Features of points beside those of their pixels."""
+        self.add(
+            "distilled",
+            features,
+            "Features of the image encoder and of the points that learned them",
+            f"Scan {frame.id}, which training did not see. The three main directions of both "
+            "as red, green, blue: the same colour means the same feature.",
             Section.PREDICTIONS,
         )
 
@@ -164,7 +176,7 @@ class PictureBook:
             f"The three main directions of the features as red, green, blue. {caption}{unknown}",
             Section.FEATURES,
         )
-        query, what = query_point(frame, self.classes, known)
+        query, what = query_point(frame, self.dataset.of(frame.id).classes, known)
         camera = _camera_of(frame, query)
         self.add(
             f"similarity_{_slug(name)}",
@@ -219,7 +231,7 @@ def point_predictions(task: SemanticSegmentation, frame: Frame, device: torch.de
 
 def bare(frame: Frame) -> Frame:
     """The frame without cameras, whose images may differ in size."""
-    return Frame(frame.id, frame.points, frame.intensity, semantic=frame.semantic)
+    return replace(frame, cameras=(), matches=None, queries=None)
 
 
 def most_crowded(points: Tensor, radius: float = 0.7, most: int = 2000) -> int:

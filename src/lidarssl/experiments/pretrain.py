@@ -88,10 +88,11 @@ def train_student(
     method, dataset, training = recipe.method, recipe.dataset, recipe.training
     choose_device(training.accelerator)
     check_needs(method.needs, dataset, recipe.train_split, type(method).__name__)
+    frames = dataset.frames(recipe.train_split)
     held_out = _held_out(recipe) if training.validate_every else []
     name = type(method).__name__.lower()
     result = fit(
-        method, dataset, dataset.frames(recipe.train_split), method.needs,
+        method, dataset, frames, method.needs,
         method.transforms(training=True), training, run, stage or f"pretrain/{name}",
         prepare=_prepare(method), resume=resume, progress=progress, append_metrics=append_metrics,
         val_ids=held_out, val_transforms=method.transforms(training=False),
@@ -103,7 +104,10 @@ def train_student(
     card = checkpoints.Card(
         architecture(method.student, resolved, "method", "backbone"),
         recipe=name,
-        data=(f"{dataset.name}/{recipe.train_split}",),
+        data=tuple(
+            f"{seen}/{recipe.train_split}"
+            for seen in dict.fromkeys(dataset.of(frame).name for frame in frames)
+        ),
         step=result.steps,
     )
     if rank() == 0:
@@ -177,8 +181,9 @@ def dry_run(loaded: LoadedRecipe, repeats: int = 3) -> DryRun:
     device = choose_device(training.accelerator)
     source = FrameSource(dataset, ids, method.needs, method.transforms(True), training.seed)
     batches = EpochBatches(
-        len(ids), training.batch_size, repeats, training.seed, drop_last=training.drop_last
-    )
+        len(ids), training.batch_size, repeats, training.seed,
+        drop_last=training.drop_last, streams=dataset.streams(ids),
+    )  # fmt: skip
     method.to(device).train()
     seconds: list[float] = []
     lines: tuple[str, ...] = ()

@@ -31,7 +31,7 @@ TASK_FILE = "task.safetensors"
 # Constructor arguments that change neither the weights nor what they mean.
 FREE_ARGUMENTS = (
     "checkpointing", "bn_momentum", "block_bn_momentum", "head_channels", "normalize", "dropout",
-    "max_voxels", "reading", "positions",
+    "max_voxels", "reading", "positions", "fov", "grids", "drop_path", "padded",
 )  # fmt: skip
 # Parts of a backbone that start anew on another task.
 HEADS = ("final.", "final_class_level.")

@@ -27,19 +27,8 @@ def nearest_table(queries: Tensor, sources: Tensor, k: int) -> Tensor:
     table = torch.full((len(queries), k), -1, dtype=torch.int64, device=queries.device)
     if found == 0 or len(queries) == 0:
         return table
-    if queries.device.type == "cpu":
-        tree = cKDTree(sources.numpy(), balanced_tree=False, compact_nodes=False)
-        rows = tree.query(queries.numpy(), [*range(1, found + 1)])[1]
-        table[:, :found] = torch.from_numpy(rows)
-        return table
-    step = max(1, _CHUNK // len(sources))
-    for first in range(0, len(queries), step):
-        # Not the expanded square, which cancels for points far from the origin.
-        distance = torch.cdist(
-            queries[first : first + step], sources, compute_mode="donot_use_mm_for_euclid_dist"
-        )
-        nearest = distance.topk(found, dim=1, largest=False).indices
-        table[first : first + step, :found] = nearest
+    search = _by_tree if queries.device.type == "cpu" else _by_brute_force
+    table[:, :found] = search(queries, sources, found)
     return table
 
 
@@ -59,6 +48,21 @@ def neighbour_table(points: Tensor, k: int) -> Tensor:
     # A point at the same place may come first.
     late = (table[:, :1] != itself)[:, 0]
     if bool(late.any()):
-        others = (table[late] != itself[late]).to(torch.int8)
+        own = (table[late] == itself[late]).to(torch.int8)
+        others = torch.ones_like(own).scatter_(1, own.argmax(dim=1, keepdim=True), 0)
         table[late] = table[late].gather(1, others.argsort(dim=1, stable=True))
     return table[:, 1:]
+
+
+def _by_tree(queries: Tensor, sources: Tensor, k: int) -> Tensor:
+    tree = cKDTree(sources.numpy(), leafsize=16, balanced_tree=False)
+    return torch.from_numpy(tree.query(queries.numpy(), [*range(1, k + 1)])[1])
+
+
+def _by_brute_force(queries: Tensor, sources: Tensor, k: int) -> Tensor:
+    parts = []
+    for some in queries.split(max(1, _CHUNK // len(sources))):
+        # Not the expanded square, which cancels for points far from the origin.
+        distance = torch.cdist(some, sources, compute_mode="donot_use_mm_for_euclid_dist")
+        parts.append(distance.topk(k, dim=1, largest=False).indices)
+    return torch.cat(parts)

@@ -1,9 +1,8 @@
-"""Vision transformers trained with DINO and DINOv2, as feature maps."""
+"""Vision transformers trained with DINO, DINOv2 and DINOv3, as feature maps."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,97 +13,11 @@ from torch import Tensor, nn
 
 from lidarssl.errors import ConfigError, require, unknown_name
 from lidarssl.images.frozen import FreezableEncoder
+from lidarssl.images.vit_architectures import ARCHITECTURES, ViTArchitecture
 from lidarssl.images.vit_keys import ANCHOR, HEADS, to_transformers
 from lidarssl.images.weights import OriginalLayout, build_encoder
 
-
-@dataclass(frozen=True)
-class ViTArchitecture:
-    """Shape of a vision transformer with square patches and a square grid of positions.
-
-    Args:
-        family: ``dino`` (Caron et al. 2021), or ``dinov2`` (Oquab et al. 2023: layer scale).
-        image_size: pixels per side that the position embeddings were trained on.
-        patch_size: pixels per side of a patch.
-        width: channels of a token.
-        depth: blocks.
-        heads: attention heads.
-        registers: register tokens (Darcet et al. 2024), ``dinov2`` only.
-        swiglu: gated feed-forward layers, ``dinov2`` only.
-        norm_eps: epsilon of every layer norm.
-    """
-
-    family: Literal["dino", "dinov2"]
-    image_size: int
-    patch_size: int
-    width: int
-    depth: int
-    heads: int
-    registers: int = 0
-    swiglu: bool = False
-    norm_eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        if self.family == "dino" and (self.registers or self.swiglu):
-            raise ConfigError("registers and swiglu exist in family dinov2 only", field="family")
-        if self.image_size % self.patch_size or self.width % self.heads:
-            raise ConfigError("patch_size must divide image_size, and heads must divide width")
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensors of a checkpoint in the layout of the original authors, and their shapes."""
-        width, patches = self.width, (self.image_size // self.patch_size) ** 2
-        shapes: dict[str, tuple[int, ...]] = {
-            "cls_token": (1, 1, width),
-            "pos_embed": (1, patches + 1, width),
-            "patch_embed.proj.weight": (width, 3, self.patch_size, self.patch_size),
-            "patch_embed.proj.bias": (width,),
-            "norm.weight": (width,),
-            "norm.bias": (width,),
-        }
-        if self.family == "dinov2":
-            shapes["mask_token"] = (1, width)
-        if self.registers:
-            shapes["register_tokens"] = (1, self.registers, width)
-        for index in range(self.depth):
-            shapes |= {f"blocks.{index}.{key}": s for key, s in self._block_shapes().items()}
-        return shapes
-
-    def _block_shapes(self) -> dict[str, tuple[int, ...]]:
-        width = self.width
-        linear = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
-        if self.swiglu:
-            hidden = (int(4 * width * 2 / 3) + 7) // 8 * 8
-            linear |= {"mlp.w12": (2 * hidden, width), "mlp.w3": (width, hidden)}
-        else:
-            linear |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
-        shapes: dict[str, tuple[int, ...]] = {}
-        for name, shape in linear.items():
-            shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-        for name in ("norm1", "norm2"):
-            shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-        if self.family == "dinov2":
-            shapes |= {"ls1.gamma": (width,), "ls2.gamma": (width,)}
-        return shapes
-
-
-def _dinov2(width: int, depth: int, heads: int, **options: Any) -> ViTArchitecture:
-    return ViTArchitecture("dinov2", 518, 14, width, depth, heads, **options)
-
-
-ARCHITECTURES = {
-    "dino_vits16": ViTArchitecture("dino", 224, 16, 384, 12, 6),
-    "dino_vits8": ViTArchitecture("dino", 224, 8, 384, 12, 6),
-    "dino_vitb16": ViTArchitecture("dino", 224, 16, 768, 12, 12),
-    "dino_vitb8": ViTArchitecture("dino", 224, 8, 768, 12, 12),
-    "dinov2_vits14": _dinov2(384, 12, 6),
-    "dinov2_vitb14": _dinov2(768, 12, 12),
-    "dinov2_vitl14": _dinov2(1024, 24, 16),
-    "dinov2_vitg14": _dinov2(1536, 40, 24, swiglu=True),
-    "dinov2_vits14_reg": _dinov2(384, 12, 6, registers=4),
-    "dinov2_vitb14_reg": _dinov2(768, 12, 12, registers=4),
-    "dinov2_vitl14_reg": _dinov2(1024, 24, 16, registers=4),
-    "dinov2_vitg14_reg": _dinov2(1536, 40, 24, registers=4, swiglu=True),
-}
+Positions = Literal["offset", "antialiased"]
 
 
 class ViT(FreezableEncoder):
@@ -120,9 +33,14 @@ class ViT(FreezableEncoder):
         final_norm: tokens after the final layer norm (SLidR); False for the output of the last
             block (ScaLR).
         frozen: no parameter trains.
+        positions: how position embeddings are brought to another size, see
+            ``resample_positions``: ``offset`` (0.1 cells, not antialiased: DINO, DINOv2, ScaLR),
+            ``antialiased`` (without offset: DINOv2 with registers, timm, ScaLR+); None for what
+            the authors of the architecture do.
 
     Raises:
-        ConfigError: the architecture does not exist, or ``weights`` cannot be read.
+        ConfigError: the architecture does not exist or has no position embeddings to resample,
+            or ``weights`` cannot be read.
         DataError: the weights file is unsafe, damaged or of another network.
     """
 
@@ -132,13 +50,14 @@ class ViT(FreezableEncoder):
         weights: str | Path | None = None,
         final_norm: bool = True,
         frozen: bool = True,
+        positions: Positions | None = None,
     ) -> None:
         shape = _named(architecture) if isinstance(architecture, str) else architecture
         super().__init__(out_channels=shape.width, stride=shape.patch_size)
         self.architecture = shape
-        self.model = _build(shape, weights)
+        self.model = _build(shape, weights, positions)
         if not final_norm:
-            self.model.layernorm = nn.Identity()
+            setattr(self.model, _FINAL_NORM[shape.family], nn.Identity())
         if frozen:
             self.freeze()
 
@@ -201,7 +120,16 @@ def _named(name: str) -> ViTArchitecture:
     return ARCHITECTURES[name]
 
 
-def _build(shape: ViTArchitecture, weights: str | Path | None) -> Any:
+_FINAL_NORM = {"dino": "layernorm", "dinov2": "layernorm", "dinov3": "norm"}
+
+
+def _build(shape: ViTArchitecture, weights: str | Path | None, positions: Positions | None) -> Any:
+    if shape.family == "dinov3" and positions is not None:
+        raise ConfigError(
+            "DINOv3 has no position embeddings to resample",
+            field="positions",
+            remedy="leave positions out",
+        )
     model_class, config, arguments = _transformers_model(shape)
     layout = OriginalLayout(
         ANCHOR, HEADS, shape.shapes, partial(to_transformers, family=shape.family)
@@ -209,20 +137,22 @@ def _build(shape: ViTArchitecture, weights: str | Path | None) -> Any:
     model = build_encoder(model_class, config, weights, layout, **arguments)
     # Nothing is masked here, and a parameter that never gets a gradient stops DDP.
     model.embeddings.mask_token = None
-    model.embeddings.interpolate_pos_encoding = partial(
-        _resample_for_model, model.embeddings, shape
-    )
+    if shape.family != "dinov3":
+        published: Positions = "antialiased" if shape.registers else "offset"
+        model.embeddings.interpolate_pos_encoding = partial(
+            _resample_for_model, model.embeddings, shape.patch_size, positions or published
+        )
     return model
 
 
 def _resample_for_model(
-    embeddings: Any, shape: ViTArchitecture, _tokens: Tensor, height: int, width: int
+    embeddings: Any, patch: int, how: Positions, _tokens: Tensor, height: int, width: int
 ) -> Tensor:
-    rows, columns = height // shape.patch_size, width // shape.patch_size
-    antialias = shape.registers > 0
-    offset = 0.0 if antialias else 0.1
-    positions = embeddings.position_embeddings
-    return resample_positions(positions, rows, columns, offset=offset, antialias=antialias)
+    antialias = how == "antialiased"
+    return resample_positions(
+        embeddings.position_embeddings, height // patch, width // patch,
+        offset=0.0 if antialias else 0.1, antialias=antialias,
+    )  # fmt: skip
 
 
 def _transformers_model(shape: ViTArchitecture) -> tuple[Any, Any, dict[str, Any]]:
@@ -239,6 +169,17 @@ def _transformers_model(shape: ViTArchitecture) -> tuple[Any, Any, dict[str, Any
     if shape.family == "dino":
         config = transformers.ViTConfig(intermediate_size=4 * shape.width, **common)
         return transformers.ViTModel, config, {"add_pooling_layer": False}
+    if shape.family == "dinov3":
+        config = transformers.DINOv3ViTConfig(
+            intermediate_size=4 * shape.width,
+            use_gated_mlp=shape.swiglu,
+            hidden_act="silu" if shape.swiglu else "gelu",
+            num_register_tokens=shape.registers,
+            # Nothing may be random: by default training rescales the positions of every batch.
+            pos_embed_rescale=None,
+            **common,
+        )
+        return transformers.DINOv3ViTModel, config, {}
     common["use_swiglu_ffn"] = shape.swiglu
     if shape.registers:
         config = transformers.Dinov2WithRegistersConfig(

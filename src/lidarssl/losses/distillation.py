@@ -19,4 +19,8 @@ def unit_distance(points: Tensor, pixels: Tensor) -> Tensor:
         points, pixels: (M, C) features of each pair's point and pixel; divided by their length,
             or by 1e-12 where that is smaller.
     """
+    points, pixels = (
+        features.to(torch.promote_types(features.dtype, torch.float32))
+        for features in (points, pixels)
+    )
     return torch.linalg.vector_norm(F.normalize(points, dim=1) - F.normalize(pixels, dim=1), dim=1)

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from lidarssl.backbones.base import Backbone
-from lidarssl.distributed import gather_counts, world_size
+from lidarssl.distributed import all_reduce_sum
 from lidarssl.errors import ConfigError
 from lidarssl.frame import Batch, Field, Matches, StepOutput
 from lidarssl.images.base import ImageEncoder
 from lidarssl.images.decoders import sample_upsampled
+from lidarssl.images.stored import StoredTeacher
 from lidarssl.losses.distillation import unit_distance
 from lidarssl.methods.base import Method
 from lidarssl.transforms.base import Transform
+from lidarssl.transforms.image_features import StoredFeatures
 from lidarssl.transforms.one_camera import KeepMatched, OneCamera
 from lidarssl.transforms.paired import MatchPixels, ResizeWhole
 from lidarssl.transforms.points import FlipOneAxis, RotateZ, ScalePoints
@@ -86,7 +88,7 @@ class Scalr(Method):
 
     Args:
         backbone: the student.
-        image_encoder: the frozen teacher.
+        image_encoder: the frozen teacher, or a ``StoredTeacher`` of features on disk.
         hidden: width of a hidden layer of the head (ScaLR+); None = a linear head (ScaLR).
         augmentation: see there.
         mean_over: ``global`` averages over the pairs of all processes, so that their number
@@ -112,6 +114,13 @@ class Scalr(Method):
             raise ConfigError(
                 "the teacher is not frozen", field="method.image_encoder.frozen", remedy="set true"
             )
+        if any(size % image_encoder.stride for size in self.augmentation.image_size):
+            raise ConfigError(
+                f"image_size {self.augmentation.image_size} is not a multiple of the teacher's "
+                f"stride {image_encoder.stride}",
+                field="method.augmentation.image_size",
+                remedy="round it to a multiple",
+            )
         width, target = backbone.out_channels, image_encoder.out_channels
         self.head = nn.Sequential(
             *([nn.Linear(width, target)] if hidden is None else _perceptron(width, hidden, target))
@@ -122,20 +131,23 @@ class Scalr(Method):
         return self.backbone
 
     def transforms(self, training: bool) -> Sequence[Transform]:
-        return self.augmentation.transforms(training, self.backbone)
+        view = self.augmentation
+        steps = view.transforms(training, self.backbone)
+        if isinstance(self.image_encoder, StoredTeacher):
+            folder = self.image_encoder.folder
+            steps.append(StoredFeatures(folder, view.image_size, view.antialias))
+        return steps
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepOutput:
         assert batch.matches is not None
         points, pixels = self.features_of_pairs(batch, batch.matches)
         distance = unit_distance(points, pixels)
-        pairs = len(distance)
+        pairs = distance.new_tensor(float(len(distance)))
+        total = torch.stack([distance.sum(), pairs])
         if self.mean_over == "global":
-            counts = gather_counts(pairs, distance.device)
-            # The gradients of processes are averaged.
-            loss = distance.sum() * (world_size() / max(sum(counts), 1))
-        else:
-            loss = distance.sum() / max(pairs, 1)
-        terms = {"matches": torch.tensor(float(pairs))}
+            total = all_reduce_sum(total)
+        loss = total[0] / total[1].detach().clamp(min=1)
+        terms = {"matches": pairs}
         return StepOutput(loss, terms | self._of_each_dataset(batch, distance.detach()))
 
     def features_of_pairs(self, batch: Batch, pairs: Matches) -> tuple[Tensor, Tensor]:
@@ -143,11 +155,12 @@ class Scalr(Method):
         tokens = self.backbone(batch.points)
         points = self.head(tokens.features[tokens.token_of_point[pairs.point]])
         assert batch.images is not None
-        maps = self.image_encoder(batch.images)
-        height, width = batch.images.shape[-2:]
+        maps, (height, width) = batch.image_features, batch.images.shape[-2:]
+        if maps is None:
+            maps = self.image_encoder(batch.images)
         # The teacher's map at these pixels alone: enlarged whole, it outweighs the networks.
         pixels = sample_upsampled(maps, pairs.image, pairs.row, pairs.col, (height, width))
-        return points, pixels.to(points.dtype)
+        return points, pixels
 
     def _of_each_dataset(self, batch: Batch, distance: Tensor) -> dict[str, Tensor]:
         """Mean distance over the frames of every dataset of a mixed batch."""

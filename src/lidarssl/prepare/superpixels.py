@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -26,6 +24,7 @@ from tqdm import tqdm
 from lidarssl.datasets.base import Dataset
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Camera, Field, FrameId
+from lidarssl.prepare.passes import OnError, check_on_error, frames_with_images, in_words
 from lidarssl.replacing import replacing
 from lidarssl.transforms.images import image_of, image_size
 from lidarssl.transforms.superpixels import (
@@ -37,7 +36,6 @@ from lidarssl.transforms.superpixels import (
     superpixel_path,
 )
 
-OnError = Literal["raise", "skip"]
 _LARGEST_ID = 2**16 - 1
 
 
@@ -102,9 +100,8 @@ def prepare_superpixels(
         DataError: a frame cannot be read and ``on_error`` is ``raise``.
     """
     settings = SlicSettings(segments, compactness, sigma, scale)
-    frames = _frames_of_shard(dataset, split, shard)
-    if on_error not in ("raise", "skip"):
-        raise ConfigError(f"'{on_error}' is neither 'raise' nor 'skip'", field="on_error")
+    frames = frames_with_images(dataset, split, shard)
+    check_on_error(on_error)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     if not overwrite:
@@ -142,21 +139,6 @@ def save_superpixels(path: Path, ids: Tensor) -> None:
     array = ids.numpy().astype(np.uint8 if largest <= 255 else np.uint16)
     with replacing(path) as partial:
         Image.fromarray(array).save(partial, format="PNG")
-
-
-def _frames_of_shard(dataset: Dataset, split: str, shard: tuple[int, int]) -> list[FrameId]:
-    number, count = shard
-    if not 0 <= number < count:
-        raise ConfigError(
-            f"shard {number}/{count} does not exist",
-            field="shard",
-            remedy="count shards from 0: 0/4, 1/4, 2/4, 3/4",
-        )
-    if Field.IMAGES not in dataset.provides(split):
-        raise ConfigError(
-            f"split '{split}' of {dataset.name} has no images to segment", field="dataset"
-        )
-    return dataset.frames(split)[number::count]
 
 
 @dataclass
@@ -231,12 +213,8 @@ def _announce(work: _Work, processes: int, progress: bool) -> None:
     hours = max(0, images - there) * seconds / processes / 3600
     message = (
         f"{images} images, {min(there, images)} there already; {seconds:.2f} s each: about "
-        f"{_duration(hours)} in {processes} process(es)"
+        f"{in_words(hours)} in {processes} process(es)"
     )
     logging.getLogger(__name__).info(message)
     if progress:
         tqdm.write(message, file=sys.stderr)
-
-
-def _duration(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{math.ceil(hours * 60)} min"

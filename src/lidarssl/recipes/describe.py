@@ -6,7 +6,15 @@ import inspect
 import textwrap
 from typing import Any
 
-from lidarssl.recipes.keys import REQUIRED, Section, arguments, choices, in_words, inner_class
+from lidarssl.recipes.keys import (
+    REQUIRED,
+    Section,
+    arguments,
+    choices,
+    in_words,
+    inner_class,
+    table_class,
+)
 
 WIDTH = 96
 
@@ -20,6 +28,8 @@ def describe_section(section: Section) -> str:
             continue
         mark = "*" if name in section.given else " "
         value = section.given.get(name, argument.default)
+        if table_class(argument.annotation) is not None and isinstance(value, dict):
+            value = f"{{{', '.join(value)}}}"
         shown = "" if value is REQUIRED else f" = {_short(value)}"
         kind = in_words(argument.annotation)
         if argument.default is REQUIRED:

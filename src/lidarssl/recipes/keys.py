@@ -205,6 +205,22 @@ def open_node(base: type, node: Any, where: str) -> tuple[type, dict[str, Any]]:
     return cls, node["init_args"]
 
 
+def open_table(base: type, node: Any, where: str) -> dict[str, Any]:
+    """The nodes of a table of ``base``, by name (to read or to change).
+
+    Raises:
+        ConfigError: it is no table.
+    """
+    if not isinstance(node, dict) or _CLASS_KEYS & node.keys():
+        raise ConfigError(
+            f"{str(node)[:60]!r} is not a table of {base.__name__}s",
+            field=where,
+            remedy="write {NAME: {class_path: ..., init_args: {...}}, ...}, with class_path one of "
+            + ", ".join(choices(base)),
+        )
+    return node
+
+
 def sections(section: Section) -> Iterator[Section]:
     """A section and every one inside it, outermost first.
 
@@ -213,15 +229,21 @@ def sections(section: Section) -> Iterator[Section]:
     """
     yield section
     for name, argument in arguments(section.cls).items():
-        base = inner_class(argument.annotation)
-        node = section.given.get(name, {} if _built_by_default(argument) else None)
-        if base is None or node is None:
-            continue
-        if isinstance(node, str) and takes_text(argument.annotation):
-            continue
         where = section.key(name)
-        node = {"class_path": node} if isinstance(node, str) else node
-        yield from sections(Section(where, base, *open_node(base, node, where)))
+        base, listed = inner_class(argument.annotation), table_class(argument.annotation)
+        node = section.given.get(name, {} if _built_by_default(argument) else None)
+        if node is None or (isinstance(node, str) and takes_text(argument.annotation)):
+            continue
+        if base is not None:
+            yield from _inside(base, node, where)
+        if listed is not None:
+            for key, one in open_table(listed, node, where).items():
+                yield from _inside(listed, one, f"{where}.{key}")
+
+
+def _inside(base: type, node: Any, where: str) -> Iterator[Section]:
+    node = {"class_path": node} if isinstance(node, str) else node
+    yield from sections(Section(where, base, *open_node(base, node, where)))
 
 
 def _built_by_default(argument: Argument) -> bool:
@@ -266,3 +288,9 @@ def element_class(annotation: Any) -> type | None:
     inner = typing.get_args(annotation)
     listed = typing.get_origin(annotation) in (tuple, list) and inner
     return inner_class(inner[0]) if listed else None
+
+
+def table_class(annotation: Any) -> type | None:
+    """The class of the values of a table {name: value} whose values spell out their arguments."""
+    tables = [one for one in _members(annotation) if typing.get_origin(one) is dict]
+    return inner_class(typing.get_args(tables[0])[1]) if len(tables) == 1 else None

@@ -9,15 +9,18 @@ from typing import Any
 from lidarssl.backbones.minkunet import MinkUNet
 from lidarssl.backbones.second import Second
 from lidarssl.backbones.voxelnet import VoxelNet
+from lidarssl.backbones.waffleiron import WaffleIron
 from lidarssl.errors import ConfigError
 from lidarssl.methods.also import Also, ScanSampling
 from lidarssl.methods.image_to_lidar import ImageToLidar, PairAugmentation
 from lidarssl.methods.ppkt import Ppkt
+from lidarssl.methods.scalr import Scalr, ViewAugmentation
 from lidarssl.recipes.keys import Section, sections
+from lidarssl.tasks.augmentation import PointAugmentation
 from lidarssl.tasks.probe import LinearProbe
-from lidarssl.tasks.semantic import PointAugmentation
 from lidarssl.training.fit import Training
 from lidarssl.training.learner import Optimizer, Schedule
+from lidarssl.transforms.mixing import ScanMixing
 from lidarssl.transforms.occupancy import SupportSearch
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -32,6 +35,10 @@ SHARE: Rule = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
 SIZES: Rule = (
     lambda value: all(0 < size < math.inf for size in _several(value)),
     "one or three numbers above 0",
+)
+FACTORS: Rule = (
+    lambda value: 0 < value[0] <= value[1] < math.inf,
+    "two numbers above 0, the smaller one first",
 )
 PIXELS: Rule = (lambda value: all(side >= 1 for side in value), "1 or more pixels each")
 PRECISIONS = ("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed")
@@ -57,9 +64,15 @@ LIMITS: dict[type, dict[str, Rule]] = {
         "weight_decay": SHARE,
         "momentum": SHARE,
         "dampening": SHARE,
+        "layer_decay": (lambda value: 0 < value <= 1, "a number above 0, up to 1"),
         "gradient_clip": POSITIVE,
     },
-    Schedule: {"warmup": SHARE, "final": SHARE},
+    Schedule: {
+        "warmup": at_least(0),
+        "cooldown": at_least(0),
+        "timescale": POSITIVE,
+        "final": SHARE,
+    },
     LinearProbe: {
         "steps": at_least(1),
         "rows": at_least(1),
@@ -75,6 +88,21 @@ LIMITS: dict[type, dict[str, Rule]] = {
         "intensity_weight": at_least(0),
         "intensity_scale": POSITIVE,
     },
+    Scalr: {"hidden": at_least(1)},
+    ViewAugmentation: {
+        "image_size": PIXELS,
+        "max_points": at_least(1),
+        "flip": SHARE,
+        "scale": FACTORS,
+        "min_depth": at_least(0),
+    },
+    WaffleIron: {
+        "channels": at_least(1),
+        "depth": at_least(1),
+        "neighbours": at_least(1),
+        "voxel_size": POSITIVE,
+        "drop_path": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+    },
     MinkUNet: {"voxel_size": SIZES},
     VoxelNet: {"voxel_size": SIZES},
     Second: {"voxel_size": SIZES},
@@ -88,7 +116,8 @@ LIMITS: dict[type, dict[str, Rule]] = {
         "max_height": POSITIVE,
     },
     SupportSearch: {"radius": POSITIVE, "limit": at_least(1)},
-    PointAugmentation: {"voxel_size": POSITIVE, "max_points": at_least(1)},
+    PointAugmentation: {"voxel_size": POSITIVE, "max_points": at_least(1), "scale": FACTORS},
+    ScanMixing: {"max_instances": at_least(0), "scale": FACTORS, "polar_probability": SHARE},
     PairAugmentation: {"image_size": PIXELS, "min_pairs": at_least(0), "min_depth": at_least(0)},
 }
 """What the arguments of a class, and of the classes derived from it, may be."""

@@ -18,7 +18,9 @@ from lidarssl.recipes.keys import (
     in_words,
     inner_class,
     open_node,
+    open_table,
     sections,
+    table_class,
     takes_text,
 )
 from lidarssl.recipes.suggest import UnknownKey, closest_key
@@ -72,8 +74,14 @@ def _set(whole: Section, section: Section, parts: list[str], raw: str) -> None:
     name, *rest = parts
     argument = _known(whole, section, name)
     base, where = inner_class(argument.annotation), section.key(name)
+    listed = table_class(argument.annotation)
     given: Any = section.given
-    if base is None:
+    if listed is not None:
+        table = given.get(name) or {} if rest else _parse_yaml(raw, where)
+        given[name] = open_table(listed, table, where)
+        if rest:
+            _set_in_table(whole, listed, given[name], where, rest, raw)
+    elif base is None:
         if rest:
             raise ConfigError(
                 f"'{where}' is a plain value, without keys of its own",
@@ -83,15 +91,35 @@ def _set(whole: Section, section: Section, parts: list[str], raw: str) -> None:
         given[name] = parse_value(argument.annotation, raw, where)
     elif not rest and takes_text(argument.annotation):
         given[name] = _parse_yaml(raw, where)
-    elif not rest or rest == ["class_path"]:
-        given[name] = _replaced(base, given.get(name), raw, where)
     else:
-        node = given.get(name)
-        if isinstance(node, str):
-            node = {} if takes_text(argument.annotation) else {"class_path": node}
-        given[name] = node = node or {}
-        found, inner = open_node(base, node, where)
-        _set(whole, Section(where, base, found, inner), rest, raw)
+        named = isinstance(given.get(name), str) and takes_text(argument.annotation)
+        node = None if named else given.get(name)
+        given[name] = _changed(whole, base, node, where, rest, raw)
+
+
+def _set_in_table(
+    whole: Section, base: type, table: dict[str, Any], where: str, parts: list[str], raw: str
+) -> None:
+    """Change an entry of a table, or make one by naming its class."""
+    name, *rest = parts
+    if name not in table and rest not in ([], ["class_path"]):
+        raise UnknownKey(
+            f"'{where}' has no '{name}'",
+            field=f"{where}.{name}",
+            remedy=closest_key(name, [f"{where}.{key}" for key in table], ())
+            + f"known: {', '.join(table) or 'none'}; add one with --{where}.{name}.class_path",
+        )
+    table[name] = _changed(whole, base, table.get(name), f"{where}.{name}", rest, raw)
+
+
+def _changed(whole: Section, base: type, node: Any, where: str, parts: list[str], raw: str) -> Any:
+    """The node of a ``base`` after a word has changed its class, or an argument inside."""
+    if parts in ([], ["class_path"]):
+        return _replaced(base, node, raw, where)
+    node = {"class_path": node} if isinstance(node, str) else node or {}
+    found, inner = open_node(base, node, where)
+    _set(whole, Section(where, base, found, inner), parts, raw)
+    return node
 
 
 def _replaced(base: type, node: Any, raw: str, where: str) -> Any:
@@ -173,7 +201,7 @@ def _explain(whole: Section) -> None:
                         field=where,
                         remedy=f"add --{where} and {in_words(argument.annotation)}",
                     )
-            elif inner_class(argument.annotation) is None:
+            elif (inner_class(argument.annotation) or table_class(argument.annotation)) is None:
                 _explain_value(argument.annotation, section.given[name], where)
 
 

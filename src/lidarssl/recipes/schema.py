@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lidarssl.backbones.base import Backbone
 from lidarssl.datasets.base import Dataset
 from lidarssl.datasets.world.config import WorldConfig
 from lidarssl.errors import ConfigError, DataError
+from lidarssl.images.base import ImageEncoder
 from lidarssl.methods.base import Method
 from lidarssl.recipes import files
 from lidarssl.recipes.describe import describe_section
@@ -250,6 +252,29 @@ def build_dataset(name: str, options: Sequence[str]) -> Dataset:
     return built
 
 
+@dataclass
+class Encoding:
+    """What `lidarssl prepare image-features` builds beside a dataset."""
+
+    encoder: ImageEncoder
+
+
+def build_encoder(options: Sequence[str]) -> tuple[ImageEncoder, dict[str, Any]]:
+    """An image encoder from command line words, and all of its arguments as in a resolved recipe.
+
+    Args:
+        options: e.g. ``--encoder.class_path=ViT``, ``--encoder.architecture=dinov2_vitl14``.
+
+    Raises:
+        ConfigError: unknown class, option or bad value; names the closest.
+    """
+    hint = "its keys are those of method.image_encoder in a recipe"
+    parser, config = _parse(Encoding, {}, options, hint)
+    node = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))["encoder"]
+    encoder: ImageEncoder = _instantiate(parser, config).encoder
+    return encoder, node.get("init_args", {})
+
+
 def build_world(options: Sequence[str], base: WorldConfig | None = None) -> WorldConfig:
     """A synthetic world from the command line words of ``WorldConfig``.
 
@@ -315,7 +340,8 @@ def _parse(
         override(cls, content, overrides)
     with _hinting(hint, path):
         try:
-            return parser, parser.parse_object(content, defaults=True)
+            # The parser changes tables of classes in place, and what is wrong is told of the rest.
+            return parser, parser.parse_object(deepcopy(content), defaults=True)
         except ArgumentError as error:
             explain(cls, content)
             raise ConfigError(" ".join(str(error).split())[:300]) from None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lidarssl.errors import DataError
 from lidarssl.report import pictures
+from lidarssl.report.distillation import DistilledFeatures
 from lidarssl.report.figure_data import FigureData, Key, Panel, to_array
 from lidarssl.report.occupancy import OccupancySlices
 from lidarssl.report.palette import visible
@@ -216,6 +217,7 @@ KINDS: tuple[type[FigureData], ...] = (
     Similarity,
     BevScalar,
     OccupancySlices,
+    DistilledFeatures,
 )
 
 

@@ -15,9 +15,10 @@ from lidarssl.sparse.backends.torch import convolve
 from lidarssl.sparse.kernel import Convention, triple, volume
 from lidarssl.sparse.maps import KernelMap, KernelMaps
 from lidarssl.sparse.norms import RowNorm
+from lidarssl.sparse.tables import Table
 from lidarssl.sparse.tensor import SparseTensor
 
-Connect = Callable[[KernelMaps, int], tuple[int, KernelMap]]
+Connect = Callable[[KernelMaps, int], tuple[int, KernelMap | Table]]
 
 
 class SparseConv3d(nn.Module):
@@ -178,8 +179,11 @@ def convolution(
     if connect is None:
         features = features @ kernel
     else:
-        level, kernel_map = connect(x.maps, level)
-        features = convolve(features, kernel, kernel_map)
+        level, pairs = connect(x.maps, level)
+        if isinstance(pairs, Table):
+            features = pairs.convolve(features, kernel)
+        else:
+            features = convolve(features, kernel, pairs)
     if bias is not None:
         features = features + bias.to(features.dtype)
     return replace(x, features=features, level=level)
@@ -188,7 +192,7 @@ def convolution(
 def _autocast(features: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
     """Under autocast, both in its dtype, as dense convolutions are."""
     device = features.device.type
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         return features.to(dtype), kernel.to(dtype)
     return features, kernel

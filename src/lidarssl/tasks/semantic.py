@@ -6,7 +6,6 @@ Sources: the downstream protocols of SLidR (CVPR 2022, section 4.3) and of ALSO 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,66 +13,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lidarssl.backbones.base import Backbone
+from lidarssl.datasets.base import Dataset
 from lidarssl.distributed import gather_rows
-from lidarssl.errors import DataError
-from lidarssl.frame import Batch, Field, PointBatch, PointFeatures, StepOutput
-from lidarssl.geometry.decimation import Rounding
+from lidarssl.errors import ConfigError, DataError
+from lidarssl.frame import Batch, Field, FrameId, PointBatch, PointFeatures, StepOutput
 from lidarssl.geometry.neighbours import nearest
 from lidarssl.losses.segmentation import segmentation_loss
 from lidarssl.metrics.segmentation import confusion
+from lidarssl.sparse.norms import RowNorm
+from lidarssl.tasks.augmentation import PointAugmentation
 from lidarssl.tasks.base import Task
 from lidarssl.transforms.base import Transform
-from lidarssl.transforms.points import (
-    Decimate,
-    DropUnlabeled,
-    FlipAxes,
-    LimitPoints,
-    RotateZ,
-)
+from lidarssl.transforms.mixing import MixingTransform, ScanMixing
 
 Supervise = Literal["tokens", "points"]
-
-
-@dataclass
-class PointAugmentation:
-    """From a labelled scan to the points that a task trains on.
-
-    Args:
-        rotate: turn about z by a uniform angle.
-        flip: mirror x, or x and y independently, each with probability 1/2.
-        voxel_size: m, one point is kept of each cell of this size; None = all points.
-        rounding: of the cells; ``trunc`` as the published code of ALSO.
-        max_points: points that are left of a scan, drawn at random; None = all.
-        drop_unlabeled: remove the points of the ignored class, as the published code of ALSO and
-            NCLR does for SemanticKITTI and SemanticPOSS.
-    """
-
-    rotate: bool = True
-    flip: Literal["none", "x", "xy"] = "xy"
-    voxel_size: float | None = None
-    rounding: Rounding = "floor"
-    max_points: int | None = None
-    drop_unlabeled: bool = False
-
-    def transforms(self, training: bool) -> list[Transform]:
-        """Thin, turn and mirror; nothing of it in an evaluation, which is about every point."""
-        if not training:
-            return []
-        steps = self.thinning()
-        if self.rotate:
-            steps.append(RotateZ())
-        if self.flip != "none":
-            steps.append(FlipAxes(axes=self.flip))
-        return steps
-
-    def thinning(self) -> list[Transform]:
-        """What removes points, in training alone."""
-        steps: list[Transform] = [DropUnlabeled()] if self.drop_unlabeled else []
-        if self.voxel_size is not None:
-            steps.append(Decimate(self.voxel_size, self.rounding))
-        if self.max_points is not None:
-            steps.append(LimitPoints(self.max_points))
-        return steps
+Head = Literal["linear", "norm_linear"]
 
 
 class SemanticSegmentation(Task):
@@ -89,9 +43,15 @@ class SemanticSegmentation(Task):
         supervise: loss on ``tokens`` (the label of a token's first point, as the paper) or on
             every ``points``.
         augmentation: see there.
+        head: ``linear``; ``norm_linear`` = batch norm, then a linear layer that starts from zero
+            (ScaLR). The norm adapts to the data also on a frozen backbone.
+        ignored_logit: the ignored class keeps its place in the softmax of the loss (SLidR, ALSO);
+            false = the softmax is over the other classes alone (WaffleIron, ScaLR).
+        mixing: of whole training scans, before the augmentation; None = scans are not mixed.
     """
 
     needs = Field.SEMANTIC
+    class_weights: Tensor
 
     def __init__(
         self,
@@ -102,13 +62,17 @@ class SemanticSegmentation(Task):
         class_weights: Literal["none", "inverse_sqrt"] = "none",
         supervise: Supervise = "tokens",
         augmentation: PointAugmentation | None = None,
+        head: Head = "linear",
+        ignored_logit: bool = True,
+        mixing: ScanMixing | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.num_classes, self.freeze, self.loss = num_classes, freeze, loss
         self.weighting, self.supervise = class_weights, supervise
         self.augmentation = augmentation or PointAugmentation()
-        self.head = nn.Linear(backbone.out_channels, num_classes)
+        self.ignored_logit, self.mixing = ignored_logit, mixing
+        self.head = _head(head, backbone.out_channels, num_classes)
         self.register_buffer("class_weights", torch.ones(num_classes))
         if freeze:
             self.backbone.requires_grad_(False)
@@ -123,10 +87,14 @@ class SemanticSegmentation(Task):
     def transforms(self, training: bool) -> Sequence[Transform]:
         return self.augmentation.transforms(training)
 
+    def mixing_of(self, dataset: Dataset, ids: Sequence[FrameId]) -> Sequence[MixingTransform]:
+        """What the training scans ``ids`` of ``dataset`` go through before ``transforms``."""
+        return [] if self.mixing is None else self.mixing.transforms(dataset, ids)
+
     def set_class_weights(self, counts: Tensor) -> None:
         """Weight classes by the point counts (num_classes,) of the labelled frames."""
         if self.weighting == "inverse_sqrt":
-            self.class_weights = inverse_sqrt_weights(counts).to(self.head.weight.device)
+            self.class_weights = inverse_sqrt_weights(counts).to(self.class_weights.device)
 
     def forward(self, batch: Batch) -> PointFeatures:
         """Logits of every token, (T, num_classes)."""
@@ -143,12 +111,13 @@ class SemanticSegmentation(Task):
         else:
             logits, labels = tokens.at_points(), batch.semantic
         logits, labels = gather_rows(logits), gather_rows(labels)
+        first = 0 if self.ignored_logit else 1
         loss = segmentation_loss(
-            logits,
-            labels,
-            ignore_index=0,
+            logits[:, first:],
+            labels - first,
+            ignore_index=-first,
             lovasz=self.loss == "lovasz",
-            class_weights=None if self.weighting == "none" else self.class_weights,
+            class_weights=None if self.weighting == "none" else self.class_weights[first:],
         )
         with torch.no_grad():
             valid = labels > 0
@@ -160,6 +129,19 @@ class SemanticSegmentation(Task):
         """Class of every point, (N,) int64; the ignored class 0 is never predicted."""
         logits = self(batch).at_points()
         return logits[:, 1:].argmax(1) + 1
+
+
+def _head(kind: Head, channels: int, num_classes: int) -> nn.Module:
+    linear = nn.Linear(channels, num_classes)
+    if kind == "linear":
+        return linear
+    if kind != "norm_linear":
+        raise ConfigError(
+            f"unknown head '{kind}'", field="task.head", remedy="use linear or norm_linear"
+        )
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(RowNorm(channels), linear)
 
 
 def first_point_labels(tokens: PointFeatures, labels: Tensor) -> Tensor:

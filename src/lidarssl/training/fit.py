@@ -35,6 +35,7 @@ from lidarssl.training.logs import RunLog, stage_folder
 from lidarssl.training.resume import BatchOrder, resumable_step
 from lidarssl.training.validation import Validation
 from lidarssl.transforms.base import Transform
+from lidarssl.transforms.mixing import MixingTransform
 
 
 @dataclass
@@ -115,6 +116,7 @@ def fit(
     append_metrics: bool = False,
     val_ids: Sequence[FrameId] = (),
     val_transforms: Sequence[Transform] = (),
+    mixing: Sequence[MixingTransform] = (),
 ) -> FitResult:
     """Train ``module`` on frames.
 
@@ -130,22 +132,27 @@ def fit(
         progress: show a progress bar.
         append_metrics: several stages share one ``metrics.jsonl``.
         val_ids, val_transforms: held-out frames of ``training.validate_every``.
+        mixing: of the frames that are trained on, before the transforms.
 
     Raises:
         ConfigError: nothing to resume, or a checkpoint of another run; a batch larger than the
-            dataset; no held-out frame to validate on.
+            dataset; a dataset with a weight but no frame; no held-out frame to validate on.
         DataError: a bad sample under the policy ``raise``; a damaged checkpoint.
     """
     steps, last = training.total_steps(len(ids)), run / "checkpoints" / "last.ckpt"
+    streams = dataset.streams(ids)
     batches = EpochBatches(
-        len(ids), training.batch_size, steps, training.seed, drop_last=training.drop_last
-    )
+        len(ids), training.batch_size, steps, training.seed,
+        drop_last=training.drop_last, streams=streams,
+    )  # fmt: skip
     learner = _learner(module, training, steps, batches.per_epoch)
-    order = BatchOrder.of(training.seed, training.batch_size, ids, training.drop_last)
+    order = BatchOrder.of(training.seed, training.batch_size, ids, training.drop_last, streams)
     start = resumable_step(last, learner, order) if resume else 0
     source, held_out = (
-        FrameSource(dataset, some, fields, through, training.seed, training.bad_samples)
-        for some, through in ((ids, transforms), (val_ids, val_transforms))
+        FrameSource(
+            dataset, some, fields, through, training.seed, training.bad_samples, mixing=mixed
+        )
+        for some, through, mixed in ((ids, transforms, mixing), (val_ids, val_transforms, ()))
     )
     log = RunLog(run, stage, batches.per_epoch, append_metrics)
     validation = _validation(held_out, training, prepare)

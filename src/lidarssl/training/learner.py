@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lidarssl import schedules
+from lidarssl.backbones.base import Backbone
 from lidarssl.distributed import rank
-from lidarssl.errors import DataError
+from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Batch, StepOutput
 from lidarssl.training.loading import LoadedBatch, good_batch
 
@@ -37,6 +38,8 @@ class Optimizer:
         dampening: of sgd; the papers of the SLidR family use 0.1.
         head_lr: rate of parameters whose name contains ``head``; None = ``lr``.
         head_weight_decay: likewise; None = ``weight_decay``.
+        layer_decay: factor on the rate of each layer of the backbone for every layer that comes
+            after it, the head included; None = one rate for all layers.
         gradient_clip: largest norm of the gradient; None = no clipping.
     """
 
@@ -47,6 +50,7 @@ class Optimizer:
     dampening: float = 0.1
     head_lr: float | None = None
     head_weight_decay: float | None = None
+    layer_decay: float | None = None
     gradient_clip: float | None = None
 
 
@@ -56,14 +60,38 @@ class Schedule:
 
     Args:
         name: ``constant``; ``cosine_epoch`` (stepped once per epoch, as SLidR);
-            ``warmup_cosine`` (every step).
-        warmup: fraction of the run of the linear warm-up of ``warmup_cosine``.
+            ``warmup_cosine`` and ``inverse_sqrt`` (every step).
+        warmup: length of the linear warm-up of the last two.
         final: last rate of ``warmup_cosine`` as a fraction of the first.
+        timescale: of ``inverse_sqrt``: the rate is 1 / sqrt(1 + time / timescale).
+        cooldown: length of the linear fall to 0 at the end of ``inverse_sqrt``.
+        unit: of the three lengths: the whole ``run``, an ``epoch`` or a ``step``.
+        first_rate_zero: a warm-up starts from 0 in the first step, which then trains nothing, as
+            the published code of WaffleIron and ScaLR.
+        published_jump: of ``inverse_sqrt``: the jump that the published code of ScaLR+ makes
+            where the fall begins.
+
+    Raises:
+        ConfigError: a length beyond the run.
     """
 
-    name: Literal["constant", "cosine_epoch", "warmup_cosine"] = "cosine_epoch"
+    name: Literal["constant", "cosine_epoch", "warmup_cosine", "inverse_sqrt"] = "cosine_epoch"
     warmup: float = 0.0
     final: float = 0.0
+    timescale: float = 0.01
+    cooldown: float = 0.0
+    unit: Literal["run", "epoch", "step"] = "run"
+    first_rate_zero: bool = False
+    published_jump: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "cooldown"):
+            if self.unit == "run" and getattr(self, name) > 1:
+                raise ConfigError(
+                    f"{getattr(self, name)} runs are longer than the run",
+                    field=f"training.schedule.{name}",
+                    remedy="give a number from 0 to 1, or training.schedule.unit epoch or step",
+                )
 
     def factor(self, steps: int, steps_per_epoch: int) -> Callable[[int], float]:
         """Rate at a step as a fraction of the rate of the optimiser."""
@@ -74,16 +102,31 @@ class Schedule:
             return lambda step: schedules.cosine(
                 min(step // steps_per_epoch, epochs), lr=1.0, total=epochs
             )
-        warmup = round(self.warmup * steps)
+        unit = {"run": steps, "epoch": steps_per_epoch, "step": 1}[self.unit]
+        warmup = round(self.warmup * unit)
         # The first step of a warm-up trains too: a rate of exactly 0 would waste it.
-        first = 1 if warmup else 0
-        return lambda step: schedules.warmup_cosine(
-            min(step + first, steps), lr=1.0, warmup=warmup, total=steps, min_lr=self.final
-        )
+        first = 1 if warmup and not self.first_rate_zero else 0
+        if self.name == "warmup_cosine":
+            return lambda step: schedules.warmup_cosine(
+                min(step + first, steps), lr=1.0, warmup=warmup, total=steps, min_lr=self.final
+            )
+        cooldown = steps - round(self.cooldown * unit)
+        return lambda step: schedules.inverse_sqrt(
+            step + first, warmup, cooldown + first, steps + first, lr=1.0,
+            timescale=self.timescale * unit, published_jump=self.published_jump,
+        )  # fmt: skip
 
 
 def parameter_groups(module: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Trainable parameters with their rates; empty groups are left out."""
+    """Trainable parameters with their rates; empty groups are left out.
+
+    With ``layer_decay`` d, layer i of the L of the backbone (from 0, the embedding) has d^(L - i)
+    times the rate (ScaLR, with L = depth + 1); what is in no layer has the whole one.
+
+    Raises:
+        ConfigError: ``layer_decay`` of a module without a backbone, or of a backbone whose layers
+            have no order.
+    """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     head_lr = optimizer.lr if optimizer.head_lr is None else optimizer.head_lr
     head_decay = (
@@ -91,13 +134,45 @@ def parameter_groups(module: nn.Module, optimizer: Optimizer) -> list[dict[str, 
         if optimizer.head_weight_decay is None
         else optimizer.head_weight_decay
     )
+    decay = 1.0 if optimizer.layer_decay is None else optimizer.layer_decay
+    heights = {} if optimizer.layer_decay is None else layers_above(module)
     head = [p for name, p in named if "head" in name.split(".")]
-    rest = [p for name, p in named if "head" not in name.split(".")]
+    rest: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in named:
+        if "head" not in name.split("."):
+            rest.setdefault(heights.get(parameter, 0), []).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": rest, "lr": optimizer.lr, "weight_decay": optimizer.weight_decay},
-        {"params": head, "lr": head_lr, "weight_decay": head_decay},
+        {
+            "params": rest[height],
+            "lr": optimizer.lr * decay**height,
+            "weight_decay": optimizer.weight_decay,
+        }
+        for height in sorted(rest)
     ]
+    groups.append({"params": head, "lr": head_lr, "weight_decay": head_decay})
     return [group for group in groups if group["params"]]
+
+
+def layers_above(module: nn.Module) -> dict[nn.Parameter, int]:
+    """Number of layers after the layer of each parameter of a backbone, the head included.
+
+    Raises:
+        ConfigError: there is no backbone, or its layers have no order.
+    """
+    backbone = next((part for part in module.modules() if isinstance(part, Backbone)), None)
+    if backbone is None:
+        raise ConfigError(
+            "there is no backbone whose rates could decay",
+            field="training.optimizer.layer_decay",
+            remedy="set it to null",
+        )
+    layers = backbone.layers()
+    return {
+        parameter: len(layers) - number
+        for number, layer in enumerate(layers)
+        for part in layer
+        for parameter in part.parameters()
+    }
 
 
 def build_optimizer(module: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:

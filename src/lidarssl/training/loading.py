@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -13,10 +14,12 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from lidarssl.batching import collate
-from lidarssl.datasets.base import Dataset
+from lidarssl.datasets.base import Dataset, Stream
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Batch, Field, Frame, FrameId, PointBatch
+from lidarssl.training.sampling import stream_batches, uniform_batches
 from lidarssl.transforms.base import Compose, Transform, sample_generator
+from lidarssl.transforms.mixing import MixingTransform
 
 BadSamples = Literal["raise", "skip"]
 Prepare = Callable[[PointBatch], PointBatch]
@@ -59,6 +62,7 @@ class FrameSource(TorchDataset[_Loaded]):
         seed: of every random draw.
         bad_samples: ``raise``, or ``skip`` to take the next good frame instead.
         max_tries: bad frames in a row after which ``skip`` gives up.
+        mixing: applied before the transforms, with other frames of ``ids`` as they are loaded.
     """
 
     def __init__(
@@ -70,9 +74,10 @@ class FrameSource(TorchDataset[_Loaded]):
         seed: int,
         bad_samples: BadSamples = "raise",
         max_tries: int = 16,
+        mixing: Sequence[MixingTransform] = (),
     ) -> None:
         self.dataset, self.ids, self.fields = dataset, list(ids), fields
-        self.transforms, self.seed = Compose(transforms), seed
+        self.transforms, self.seed, self.mixing = Compose(transforms), seed, tuple(mixing)
         self.tries = max_tries if bad_samples == "skip" else 1
 
     def __len__(self) -> int:
@@ -80,7 +85,13 @@ class FrameSource(TorchDataset[_Loaded]):
 
     def load(self, epoch: int, sample: int) -> Frame:
         frame = self.dataset.load(self.ids[sample], self.fields)
-        return self.transforms(frame, sample_generator(self.seed, epoch, sample))
+        rng = sample_generator(self.seed, epoch, sample)
+        for mix in self.mixing:
+            frame = mix(frame, rng, self._another)
+        return self.transforms(frame, rng)
+
+    def _another(self, rng: np.random.Generator) -> Frame:
+        return self.dataset.load(self.ids[int(rng.integers(len(self.ids)))], self.fields)
 
     def __getitem__(self, key: tuple[int, int]) -> _Loaded:
         epoch, first = key
@@ -98,7 +109,8 @@ class FrameSource(TorchDataset[_Loaded]):
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Keys (epoch, sample) of every batch of a run: a function of (seed, epoch) alone.
 
-    Each global batch is split into equal consecutive parts, one per rank.
+    Each global batch is split into equal consecutive parts, one per rank. With streams an epoch is
+    as long, but holds a fixed share of each; a key then counts the passes over its stream.
 
     Args:
         samples: number of frames.
@@ -108,6 +120,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         rank, world: this process and how many there are.
         drop_last: leave out the frames of an epoch that do not fill a batch; False = they are a
             smaller one.
+        streams: see ``Dataset.streams``; none = all frames alike.
     """
 
     def __init__(
@@ -119,6 +132,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world: int = 1,
         drop_last: bool = True,
+        streams: Sequence[Stream] = (),
     ) -> None:
         if samples < (batch_size if drop_last else 1):
             raise ConfigError(
@@ -128,6 +142,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             )
         self.samples, self.batch_size, self.batches = samples, batch_size, batches
         self.seed, self.start, self.drop_last = seed, 0, drop_last
+        self.streams = tuple(streams)
         self.split(rank, world)
 
     def split(self, rank: int, world: int) -> None:
@@ -162,16 +177,19 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return self.batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, np.empty(0, np.int64)
-        for batch in range(self.start, self.batches):
-            if batch // self.per_epoch != epoch:
-                epoch = batch // self.per_epoch
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
-            first = (batch % self.per_epoch) * self.batch_size
-            together = order[first : first + self.batch_size]
+        for together in islice(self._together(), max(0, self.batches - self.start)):
             share = len(together) // self.world
-            mine = together[self.rank * share : (self.rank + 1) * share]
-            yield [(epoch, int(sample)) for sample in mine]
+            yield together[self.rank * share : (self.rank + 1) * share]
+
+    def _together(self) -> Iterator[list[tuple[int, int]]]:
+        """Global batches from ``start`` on, without end."""
+        size, per_epoch = self.batch_size, self.per_epoch
+        if not self.streams:
+            return uniform_batches(self.samples, size, per_epoch, self.seed, self.start)
+        last = size if self.drop_last else self.samples - (per_epoch - 1) * size
+        return stream_batches(
+            self.streams, (size, last), per_epoch, self.seed, self.start, self.world
+        )
 
 
 def batches_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
@@ -333,6 +351,7 @@ def check_needs(needs: Field, dataset: Dataset, split: str, who: str) -> None:
 _REMEDIES = {
     "images": "give the dataset its image folders (see `lidarssl data check`)",
     "superpixels": "run `lidarssl prepare superpixels`",
-    "semantic": "give the dataset its label files, or choose a labelled split",
+    "semantic": "give the dataset its label files, or choose a labelled split; a mixture has no "
+    "labels: take one of its datasets by itself",
     "image_labels": "choose a dataset with labelled images, such as the synthetic world",
 }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lidarssl.datasets.base import Stream
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import FrameId
 from lidarssl.training.learner import Learner, build_optimizer
@@ -26,6 +27,8 @@ _PARTS: dict[str, type] = {
     "pytorch-lightning_version": str,
     ORDER: Mapping,
 }
+# Of runs of before the option.
+_BEFORE: dict[str, object] = {"drop_last": True, "weights": {}}
 _REMEDY = "resume with the recipe that started the run"
 
 
@@ -38,19 +41,27 @@ class BatchOrder:
         batch_size: frames of a global batch.
         frames: fingerprint of the ids, in order.
         drop_last: whether an epoch leaves out an incomplete batch.
+        weights: of the streams, by name; empty = all frames alike.
     """
 
     seed: int
     batch_size: int
     frames: str
     drop_last: bool = True
+    weights: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, seed: int, batch_size: int, ids: Sequence[FrameId], drop_last: bool = True
+        cls,
+        seed: int,
+        batch_size: int,
+        ids: Sequence[FrameId],
+        drop_last: bool = True,
+        streams: Sequence[Stream] = (),
     ) -> BatchOrder:
         digest = hashlib.sha256("\n".join(map(str, ids)).encode()).hexdigest()
-        return cls(seed, batch_size, f"{len(ids)} ({digest[:12]})", drop_last)
+        weights = {stream.name: stream.weight for stream in streams}
+        return cls(seed, batch_size, f"{len(ids)} ({digest[:12]})", drop_last, weights)
 
 
 def resumable_step(path: Path, learner: Learner, order: BatchOrder) -> int:
@@ -62,8 +73,8 @@ def resumable_step(path: Path, learner: Learner, order: BatchOrder) -> int:
         order: of the run that wants to continue.
 
     Raises:
-        ConfigError: there is none, or it is of another architecture, optimiser, seed, batch size
-            or list of frames.
+        ConfigError: there is none, or it is of another architecture, optimiser, seed, batch size,
+            list of frames or weights.
         DataError: it is damaged, or no checkpoint of a run.
     """
     if not path.is_file():
@@ -93,8 +104,7 @@ def resumable_step(path: Path, learner: Learner, order: BatchOrder) -> int:
     optimizer = build_optimizer(learner.module, learner.optimizer)
     _check_optimizer(saved["optimizer_states"], optimizer, path)
     for name, value in asdict(order).items():
-        # Runs of before the option always left an incomplete batch out.
-        before = saved[ORDER].get(name, True if name == "drop_last" else None)
+        before = saved[ORDER].get(name, _BEFORE.get(name))
         if before != value:
             raise ConfigError(
                 f"the run was started with {name} {before}, not {value}",

@@ -69,7 +69,10 @@ def _nearest(before: int, after: int) -> Tensor:
 def crop_camera(
     camera: Camera, crop: Crop, size: tuple[int, int], antialias: bool = False
 ) -> Camera:
-    """A rectangle of a camera's image, brought to ``size`` (height, width)."""
+    """A rectangle of a camera's image, brought to ``size`` (height, width).
+
+    A feature map made ahead of time is dropped: it is of all of the image.
+    """
     rows = slice(crop.top, crop.top + crop.height)
     cols = slice(crop.left, crop.left + crop.width)
 
@@ -84,12 +87,16 @@ def crop_camera(
         image=resize_bilinear(image_of(camera)[:, rows, cols], size, antialias),
         superpixels=nearest(camera.superpixels),
         labels=nearest(camera.labels),
+        features=None,
         intrinsics=resize_intrinsics(intrinsics, (crop.height, crop.width), size),
     )
 
 
 def flip_camera(camera: Camera) -> Camera:
-    """A camera mirrored left to right: column c becomes W - 1 - c."""
+    """A camera mirrored left to right: column c becomes W - 1 - c.
+
+    A feature map made ahead of time is dropped: the mirrored image has another.
+    """
     width = image_size(camera)[1]
     mirror = torch.tensor([[-1.0, 0, width - 1], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
 
@@ -101,6 +108,7 @@ def flip_camera(camera: Camera) -> Camera:
         image=flipped(camera.image),
         superpixels=flipped(camera.superpixels),
         labels=flipped(camera.labels),
+        features=None,
         intrinsics=mirror @ camera.intrinsics.double(),
     )
 
