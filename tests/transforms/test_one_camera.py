@@ -15,7 +15,7 @@ from lidarssl.geometry.projection import project
 from lidarssl.transforms.images import image_of
 from lidarssl.transforms.one_camera import KeepMatched, OneCamera
 from lidarssl.transforms.paired import MatchPixels, ResizeWhole, resize_pixels
-from lidarssl.transforms.points import FlipOneAxis
+from lidarssl.transforms.points import FlipOne
 from transforms.scenes import HEIGHT, WIDTH, apply_purely, make_frame
 
 
@@ -86,7 +86,7 @@ def test_one_axis_is_mirrored_or_none(probability: float) -> None:
     frame = make_frame(1, cameras=0)
     frame.points[0] = torch.tensor([1.0, 2.0, 3.0])
     rng = np.random.default_rng(0)
-    seen = [tuple(FlipOneAxis(probability)(frame, rng).points[0].tolist()) for _ in range(900)]
+    seen = [tuple(FlipOne(probability)(frame, rng).points[0].tolist()) for _ in range(900)]
     counts = [seen.count(place) for place in ((1.0, 2.0, 3.0), (-1.0, 2.0, 3.0), (1.0, -2.0, 3.0))]
     assert sum(counts) == 900
     for count, share in zip(
@@ -98,7 +98,7 @@ def test_one_axis_is_mirrored_or_none(probability: float) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_mirrored_points_keep_their_pixels(seed: int) -> None:
     frame = make_frame()
-    moved = apply_purely(FlipOneAxis(1.0), frame, seed)
+    moved = apply_purely(FlipOne(1.0), frame, seed)
     assert not torch.equal(moved.points, frame.points)
     for before, after in zip(frame.cameras, moved.cameras, strict=True):
         expected = project(frame.points, before.camera_from_lidar, before.intrinsics)

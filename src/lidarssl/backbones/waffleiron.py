@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -244,8 +245,7 @@ class WaffleIron(Backbone):
 
     def prepare(self, points: PointBatch) -> PointBatch:
         """Voxels, neighbours and cells, in ``points.prepared``."""
-        points.prepared = self.rule(points)
-        return points
+        return replace(points, prepared=self.rule(points))
 
     def layers(self) -> list[list[nn.Module]]:
         """The embedding, then the two mixes of every layer."""

@@ -41,12 +41,14 @@ EXTRAS = {
     "synthetic": {"trimesh": "trimesh", "embreex": "embreex"},
     "viewer": {"rerun-sdk": "rerun"},
     "hub": {"huggingface_hub": "huggingface_hub"},
+    "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
 }
 PURPOSES = {
     "images": "superpixels, published image encoders",
     "synthetic": "the demo, `data synthesize`",
     "viewer": "the live 3D viewer",
     "hub": "`lidarssl push` and `pull`",
+    "onnx": "`lidarssl export onnx`",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,13 @@ class PictureBook:
     def __init__(self, run: Path, dataset: Dataset) -> None:
         self.run, self.dataset, self.classes = run, dataset, dataset.classes
         self.records: list[PictureRecord] = []
+        self.part = ""
+
+    def of_part(self, name: str) -> PictureBook:
+        """The same book for the pictures of one part of it, named in files and titles."""
+        part = copy.copy(self)
+        part.part = name
+        return part
 
     def turn(self, frame: Frame) -> Tensor:
         """(3, 3) from the lidar frame to one whose x is the direction of travel."""
@@ -71,8 +79,9 @@ class PictureBook:
     def add(
         self, name: str, figure: FigureData, title: str, caption: str, section: Section
     ) -> None:
-        file = f"figures/{name}.npz"
+        file = f"figures/{_slug(self.part)}_{name}.npz" if self.part else f"figures/{name}.npz"
         figure.save(self.run / file)
+        title = f"{self.part}: {title}" if self.part else title
         self.records.append(PictureRecord(file, title, caption, section))
 
     def add_input(self, frame: Frame, cameras: int = 2) -> None:

@@ -120,16 +120,19 @@ def add_pretraining_pictures(
 ) -> None:
     """Input with matches, what is particular to the method, and features of the student.
 
-    On a held-out frame. Like pretraining itself it reads no label.
+    On a held-out frame, of a mixed dataset one of each. Like pretraining itself it reads no label.
     """
     method, dataset = recipe.method, recipe.dataset
     split = picture_split(recipe)
-    frame = picture_frame(dataset, dataset.frames(split)[0], split, labels=False)
-    book.add_input(frame)
-    add_method_pictures(method.cpu(), frame, book)
-    if features:
-        rows = point_features(method.student, frame, torch.device("cpu"))
-        book.add_features(frame, rows, "pretrained", "Kinds of objects should share a colour.")
+    firsts = {frame.dataset: frame for frame in reversed(dataset.frames(split))}
+    for name in sorted(firsts):
+        part = book.of_part(name) if len(firsts) > 1 else book
+        frame = picture_frame(dataset, firsts[name], split, labels=False)
+        part.add_input(frame)
+        add_method_pictures(method.cpu(), frame, part)
+        if features:
+            rows = point_features(method.student, frame, torch.device("cpu"))
+            part.add_features(frame, rows, "pretrained", "Kinds of objects should share a colour.")
 
 
 def picture_split(recipe: PretrainRecipe) -> str:

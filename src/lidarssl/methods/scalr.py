@@ -26,7 +26,7 @@ from lidarssl.transforms.base import Transform
 from lidarssl.transforms.image_features import StoredFeatures
 from lidarssl.transforms.one_camera import KeepMatched, OneCamera
 from lidarssl.transforms.paired import MatchPixels, ResizeWhole
-from lidarssl.transforms.points import FlipOneAxis, RotateZ, ScalePoints
+from lidarssl.transforms.points import FlipOne, RotateZ, ScalePoints
 from lidarssl.transforms.thinning import CropBox, KeepNearest, Thin
 
 
@@ -77,7 +77,7 @@ class ViewAugmentation:
     def _motions(self) -> list[Transform]:
         steps: list[Transform] = [RotateZ()] if self.rotate else []
         if self.flip:
-            steps.append(FlipOneAxis(self.flip))
+            steps.append(FlipOne(self.flip))
         if self.scale is not None:
             steps.append(ScalePoints(*self.scale))
         return steps

@@ -80,21 +80,6 @@ class FlipAxes:
         return change_lidar_frame(frame, torch.diag(signs))
 
 
-class FlipOneAxis:
-    """With probability ``probability`` x -> -x or y -> -y, one as likely as the other."""
-
-    def __init__(self, probability: float = 2 / 3) -> None:
-        self.probability = probability
-
-    def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
-        flip, axis = rng.random() < self.probability, int(rng.integers(2))
-        if not flip:
-            return frame
-        signs = torch.ones(3)
-        signs[axis] = -1.0
-        return change_lidar_frame(frame, torch.diag(signs))
-
-
 class FlipOne:
     """x -> -x or y -> -y, never both, with probability ``probability``."""
 
