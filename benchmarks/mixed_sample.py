@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--pandaset", type=Path, required=True, help="root")
     parser.add_argument("--out", type=Path, default=Path("runs/mixed_sample"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=120)
     arguments = parser.parse_args()
     students = {seed: pretrain(seed, arguments) for seed in range(arguments.seeds)}
     table: dict[str, dict[str, list[float]]] = {}
