@@ -12,7 +12,13 @@ from lidarssl.frame import PointBatch
 from lidarssl.transforms.thinning import nearest_to, random_of_each_voxel
 from parity.case import Case
 
-_COLUMNS = {"intensity": ("standard_intensity",), "xyz": ("x", "y", "z"), "radius": ("radius",)}
+_COLUMNS = {
+    "intensity": ("standard_intensity",),
+    "xyz": ("x", "y", "z"),
+    "radius": ("radius",),
+    "height": ("z",),
+    "constant": ("one",),
+}
 
 
 def recognises(case: Case) -> bool:
@@ -33,7 +39,8 @@ def check(case: Case) -> None:
         args["voxel_size"],
         PointInputs(tuple(name for one in args["input_feat"] for name in _COLUMNS[one])),
     )
-    statistics = torch.tensor([[args["mean_int"], args["std_int"]]], dtype=torch.float32)
+    # WaffleIron itself takes raw intensities.
+    statistics = torch.tensor([[args.get("mean_int", 0.0), args.get("std_int", 1.0)]])
     points = PointBatch(
         cloud[:, :3],
         cloud[:, 3],
@@ -50,7 +57,8 @@ def check(case: Case) -> None:
     _same_up_to_ties(positions, positions, tokens.neighbours, expected[:, 1:])
     nearest = torch.from_numpy(arrays["val_upsample"].astype(np.int64))
     _same_up_to_ties(cloud[:, :3], positions, tokens.token_of_point[:, None], nearest[:, None])
-    _check_training(case, cloud)
+    if "train_perm" in arrays:
+        _check_training(case, cloud)
 
 
 def _check_training(case: Case, cloud: Tensor) -> None:
@@ -58,6 +66,8 @@ def _check_training(case: Case, cloud: Tensor) -> None:
     order = torch.from_numpy(arrays["train_perm"].astype(np.int64))
     kept = cloud[random_of_each_voxel(cloud[:, :3], args["voxel_size"], order)]
     np.testing.assert_array_equal(kept.numpy(), arrays["train_pc"])
+    if "limit_idx" not in arrays:
+        return
     points, center = kept[:, :3], args["limit_center_index"]
     limited = nearest_to(points, center, args["max_point"])
     expected = torch.from_numpy(arrays["limit_idx"].astype(np.int64))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lidarssl.backbones.plane_tokens import PlaneTokens
 from lidarssl.backbones.voxelize import PointInputs
@@ -25,16 +27,17 @@ def check(case: Case) -> None:
     occupied = torch.from_numpy(case.arrays["occupied"]).flatten() > 0
     scale = float(np.abs(case.arrays["out_eval"]).max())
     expected = _rows(case.arrays["out_eval"])
+    head.eval()
     for one in (network.eval(), network.merged()):
         with torch.no_grad():
             actual = head(one.forward_tokens(tokens))
         np.testing.assert_allclose(
             actual[occupied].numpy(), expected[occupied].numpy(), rtol=0, atol=1e-4 * scale
         )
-    _check_training(case, network.train(), head, tokens, occupied)
+    _check_training(case, network.train(), head.train(), tokens, occupied)
 
 
-def _network(case: Case) -> tuple[WaffleIron, torch.nn.Linear]:
+def _network(case: Case) -> tuple[WaffleIron, nn.Module]:
     args = case.args
     low, high = (tuple(float(v) for v in corner) for corner in args["fov"])
     network = WaffleIron(
@@ -46,15 +49,30 @@ def _network(case: Case) -> tuple[WaffleIron, torch.nn.Linear]:
         planes=tuple(args["dim_proj"]),
         grids=tuple((rows, columns) for rows, columns in args["grids"]),
         neighbours=args["num_neighbors"],
-        inputs=PointInputs(("intensity", "x", "y", "z", "radius")[: args["input_channels"]]),
+        # The case brings the values: only their number counts.
+        inputs=PointInputs(("one",) * args["input_channels"]),
         drop_path=args["drop_path_prob"],
     )
     state = {key: torch.from_numpy(value) for key, value in case.weights().items()}
     backbone, head_state = from_published(state)
     network.load_state_dict(backbone)
-    head = torch.nn.Linear(args["feat_channels"], args["nb_class"])
-    head.load_state_dict({key.removeprefix("classif."): v for key, v in head_state.items()})
+    head = _head({key.removeprefix("classif."): value for key, value in head_state.items()})
     return network, head
+
+
+def _head(state: Mapping[str, Tensor]) -> nn.Module:
+    """One linear layer, or a batch norm or a hidden layer before it."""
+    if "weight" in state:
+        head: nn.Module = nn.Linear(*reversed(state["weight"].shape))
+    elif "0.running_mean" in state:
+        head = nn.Sequential(
+            nn.BatchNorm1d(len(state["0.weight"])), nn.Linear(*reversed(state["1.weight"].shape))
+        )
+    else:
+        first, last = (nn.Linear(*reversed(state[f"{n}.weight"].shape)) for n in (0, 2))
+        head = nn.Sequential(first, nn.ReLU(), last)
+    head.load_state_dict(dict(state))
+    return head
 
 
 def _tokens(case: Case) -> PlaneTokens:
@@ -93,7 +111,7 @@ def _rows(maps: np.ndarray) -> Tensor:
 
 
 def _check_training(
-    case: Case, network: WaffleIron, head: torch.nn.Linear, tokens: PlaneTokens, occupied: Tensor
+    case: Case, network: WaffleIron, head: nn.Module, tokens: PlaneTokens, occupied: Tensor
 ) -> None:
     tokens.features = tokens.features.clone().requires_grad_()
     output = head(network.forward_tokens(tokens))
@@ -104,7 +122,7 @@ def _check_training(
     )
     loss = output[occupied].square().sum() / occupied.sum()
     loss.backward()
-    assert abs(float(loss) / case.manifest["loss_train"] - 1) < 1e-4
+    assert abs(loss.item() / case.manifest["loss_train"] - 1) < 1e-4
     assert tokens.features.grad is not None
     _check_input_gradient(tokens.features.grad.numpy(), _rows(case.arrays["grad_feat"]).numpy())
     _check_norms(case, network, head)
@@ -126,7 +144,7 @@ def _check_input_gradient(actual: np.ndarray, expected: np.ndarray) -> None:
     assert near.mean() > 0.998
 
 
-def _check_norms(case: Case, network: WaffleIron, head: torch.nn.Linear) -> None:
+def _check_norms(case: Case, network: WaffleIron, head: nn.Module) -> None:
     expected = case.manifest["grad_norms_params"]
     gradients = {name: value.grad for name, value in network.named_parameters()}
     gradients |= {f"classif.{name}": value.grad for name, value in head.named_parameters()}
