@@ -60,7 +60,7 @@ def probe(lidar: str, seed: int, student: Path, arguments: argparse.Namespace) -
     if not (run / "metrics.json").is_file():
         lidarssl(
             "probe", recipe, "--run", run, "--quiet", "--dataset.root", getattr(arguments, folder),
-            "--checkpoint", student, "--seed", str(seed),
+            "--checkpoint", student, "--seed", str(seed), "--overwrite",
         )  # fmt: skip
     return run
 

@@ -72,7 +72,7 @@ class Bench:
         """mIoU in % by row of the report."""
         row, verb, skip = cell
         run = self.out / f"{verb}_{skip}_{row.replace(' ', '_')}_{seed}"
-        words = ["--label_skip", str(skip)]
+        words = ["--overwrite", "--label_skip", str(skip)]
         words += ["--seed" if verb == "probe" else "--training.seed", str(seed)]
         words += ["--no-baseline"] if verb == "probe" else []
         if row == ALSO:

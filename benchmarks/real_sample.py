@@ -42,7 +42,7 @@ def score(row: str, seed: int, arguments: argparse.Namespace) -> dict[str, float
     method = ROWS[row]
     words: list[str | Path] = [
         "probe", "probe_minkunet_kitti_sample", "--run", run, "--dataset.root", arguments.root,
-        "--seed", str(seed), "--no-baseline",
+        "--seed", str(seed), "--no-baseline", "--overwrite",
     ]  # fmt: skip
     if method is not None:
         words += ["--checkpoint", pretrained(method, seed, arguments)]

@@ -81,7 +81,7 @@ def test_names(command: Command, line: str, said: str) -> None:
         ("--training {steps: 3", "is not YAML"),
         ("--training.batch_size", "is given no value"),
         ("--training.batch_size 0", "give 1 or more"),
-        ("--training.seed -3", "give 0 or more"),
+        ("--training.seed -3", "from 0 to 2^63 - 1"),
         ("--training.precision 8", "bf16-mixed"),
         ("--method.temperature 0", "give a number above 0"),
         ("--method.augmentation.image_size [0,4]", "pixels"),

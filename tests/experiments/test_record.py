@@ -23,6 +23,7 @@ from lidarssl.experiments.record import (
     Recorder,
     architecture,
     load_backbone,
+    refuse_other_recipe,
     skipped_note,
 )
 from lidarssl.report.schema import RunRecord
@@ -72,6 +73,71 @@ def test_notes_reach_the_record(tmp_path: Path) -> None:
     recorder.notes.append("A known limit.")
     recorder.save()
     assert RunRecord.load(tmp_path).notes == ("A known limit.",)
+
+
+STARTED = """
+kind: pretrain
+dataset:
+  class_path: Mixed
+  init_args:
+    datasets: {a: {class_path: Folder, init_args: {root: x, lift: 1.0}}}
+    weights: {a: 1.0}
+method:
+  class_path: Scalr
+  init_args:
+    backbone: {class_path: WaffleIron, init_args: {grids: [[4, 4]], checkpointing: false}}
+    image_encoder: {class_path: ViT, init_args: {weights: teacher.pth, frozen: true}}
+    augmentation: null
+about: {title: One}
+val_split: val
+training: {steps: 10, workers: 2, optimizer: {lr: 0.1}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[[4, 4]]", "[[4, 8]]", "method.backbone.grids [[4, 4]], not [[4, 8]]"),
+        ("lr: 0.1", "lr: 0.2", "training.optimizer.lr 0.1, not 0.2"),
+        ("frozen: true", "frozen: false", "method.image_encoder.frozen true, not false"),
+        ("teacher.pth", "null", 'method.image_encoder.weights "teacher.pth", not null'),
+        ("weights: {a: 1.0}", "weights: {a: 2.0}", "dataset.weights.a 1.0, not 2.0"),
+        ("weights: {a: 1.0}", "weights: null", 'dataset.weights {"a": 1.0}, not null'),
+        ("lift: 1.0", "lift: 2.0", "dataset.datasets.a.lift 1.0, not 2.0"),
+        ("1.0}}}", "1.0}}, b: {class_path: Folder}}", "dataset.datasets.b null, not "),
+        ("datasets: {a:", "datasets: {b:", 'dataset.datasets.a {"class_path"'),
+        ("augmentation: null", "augmentation: {flip: x}", 'augmentation null, not {"flip": "x"}'),
+        ("class_path: ViT", "class_path: ResNet", 'class_path "ViT", not "ResNet"'),
+        (", frozen: true", "", "method.image_encoder.frozen true, not null"),
+        ("title: One", "title: Two", None),
+        ("val_split: val", "val_split: test", None),
+        ("steps: 10, workers: 2", "steps: 20, workers: 0", None),
+        ("checkpointing: false", "checkpointing: true", None),
+        ("teacher.pth", "elsewhere/teacher.pth", None),
+        ("root: x", "root: y", None),
+        ("root: x", "root: [x, y]", None),
+        ("lr: 0.1", "lr: 0.1, nesterov: false", None),
+    ],
+)
+def test_what_may_differ_when_a_run_goes_on(
+    tmp_path: Path, old: str, new: str, said: str | None
+) -> None:
+    assert STARTED.count(old) == 1
+    (tmp_path / RECIPE_FILE).write_text(STARTED)
+    now = STARTED.replace(old, new)
+    if said is None:
+        refuse_other_recipe(tmp_path, now)
+        return
+    with pytest.raises(ConfigError, match="repeat the options") as refused:
+        refuse_other_recipe(tmp_path, now)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [None, "", "kind: [", "a: 1", "\0"])
+def test_a_folder_without_a_recipe_is_let_through(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / RECIPE_FILE).write_text(content)
+    refuse_other_recipe(tmp_path, STARTED)
 
 
 def test_skipped_samples_are_worth_a_note() -> None:

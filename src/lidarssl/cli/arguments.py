@@ -288,6 +288,9 @@ def _open_recipe(
     parser.add_argument("recipe", help="name (see `lidarssl recipes`) or YAML file")
     parser.add_argument("--run", type=Path, help="run folder (default: runs/<recipe>)")
     parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a finished run that the folder holds"
+    )
     add_quiet(parser)
     return parser
 

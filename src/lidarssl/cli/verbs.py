@@ -90,7 +90,9 @@ def pretrain(arguments: argparse.Namespace, rest: list[str]) -> None:
         print(dry_run(recipe))
         return
     run = arguments.run or Path("runs") / Path(arguments.recipe).stem
-    page = pretrain_recipe(recipe, run, arguments.resume, not arguments.quiet, arguments.command)
+    page = pretrain_recipe(
+        recipe, run, arguments.resume, not arguments.quiet, arguments.command, arguments.overwrite
+    )
     print(f"student: {run / 'student.safetensors'}\nreport: {page}")
 
 
@@ -117,7 +119,7 @@ def _downstream(
         _say_when_crowded(training.workers, training.accelerator)
     page = run_downstream(
         loaded, verb, run, arguments.checkpoint, arguments.resume,
-        not arguments.quiet, arguments.command, baseline, seeds,
+        not arguments.quiet, arguments.command, baseline, seeds, arguments.overwrite,
     )  # fmt: skip
     print(f"{outcome(run)}\nreport: {page}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -160,11 +159,12 @@ def _check_weights(weights: dict[str, float], datasets: dict[str, Dataset]) -> N
         if name not in datasets:
             close = unknown_name("dataset", name, datasets)
             raise ConfigError(close.problem, field=f"{where}.{name}", remedy=close.remedy)
-        if not 0 < weight < math.inf:
+        if not 0 < weight < 1e100:
             raise ConfigError(
                 f"the weight of dataset '{name}' is {weight}",
                 field=f"{where}.{name}",
-                remedy="give a number above 0; a dataset without a share is left out altogether",
+                remedy="give the whole table {name: weight, ...}, numbers above 0; leave out a "
+                "dataset without a share",
             )
     missing = [name for name in datasets if name not in weights]
     if missing:

@@ -26,6 +26,8 @@ from lidarssl.experiments.record import (
     Recorder,
     architecture,
     load_backbone,
+    refuse_finished_run,
+    refuse_other_recipe,
     refuse_other_run,
     skipped_note,
 )
@@ -75,6 +77,7 @@ def run_downstream(
     command: str = "",
     baseline: bool = True,
     seeds: int = 1,
+    overwrite: bool = False,
 ) -> Path:
     """Run a probe or segmentation recipe, with the look-up baseline beside it.
 
@@ -88,18 +91,23 @@ def run_downstream(
         command: what repeats the run.
         baseline: with a checkpoint, probe the untrained network too (``probe`` recipes).
         seeds: how often to probe (``probe`` recipes).
+        overwrite: replace a finished run.
 
     Returns:
         The report.
 
     Raises:
-        ConfigError: the recipe, its options or the checkpoint do not fit.
+        ConfigError: the recipe, its options, the checkpoint or the folder do not fit.
         DataError: a frame is bad.
     """
     recipe: Any = loaded.recipe
     cached = isinstance(recipe, ProbeRecipe)
     _check_options(recipe, verb, resume, seeds)
     refuse_other_run(run, STUDENT_FILE)
+    if resume:
+        refuse_other_recipe(run, loaded.resolved)
+    elif not overwrite:
+        refuse_finished_run(run, TASK_FILE, resumable=not cached)
     settings = recipe if cached else recipe.training
     recorder = Recorder(
         run, recipe.about.title or run.name, command, settings.seed, loaded.resolved

@@ -149,8 +149,9 @@ class PictureBook:
             features,
             "Features of the image encoder and of the points that learned them",
             f"Scan {frame.id}, which training did not see. The three main directions of both "
-            "as red, green, blue: the same colour means the same feature.",
-            Section.PREDICTIONS,
+            "as red, green, blue: the same colour means the same feature. Shown are the "
+            "points that a training step would take: thinned, in one camera, around one place.",
+            Section.FEATURES,
         )
 
     def add_image_labels(self, frame: Frame, predicted: Tensor) -> None:

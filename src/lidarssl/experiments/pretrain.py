@@ -21,6 +21,8 @@ from lidarssl.experiments.record import (
     TASK_FILE,
     Recorder,
     architecture,
+    refuse_finished_run,
+    refuse_other_recipe,
     refuse_other_run,
     skipped_note,
 )
@@ -42,15 +44,35 @@ from lidarssl.training.loading import (
 
 
 def pretrain_recipe(
-    loaded: LoadedRecipe, run: Path, resume: bool, progress: bool, command: str
+    loaded: LoadedRecipe,
+    run: Path,
+    resume: bool,
+    progress: bool,
+    command: str,
+    overwrite: bool = False,
 ) -> Path:
     """Run a pretraining recipe.
 
+    Args:
+        loaded: the recipe.
+        run: the run folder.
+        resume: continue a training.
+        progress: show bars.
+        command: what repeats the run.
+        overwrite: replace a finished run.
+
     Returns:
         The report; beside it ``student.safetensors``.
+
+    Raises:
+        ConfigError: the folder holds a finished run, or one that another recipe started.
     """
     recipe: PretrainRecipe = loaded.recipe
     refuse_other_run(run, TASK_FILE)
+    if resume:
+        refuse_other_recipe(run, loaded.resolved)
+    elif not overwrite:
+        refuse_finished_run(run, STUDENT_FILE, resumable=True)
     recorder = Recorder(
         run, recipe.about.title or run.name, command, recipe.training.seed, loaded.resolved
     )

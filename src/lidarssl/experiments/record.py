@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from lidarssl.checkpoints.networks import Network, kind_of, read_network
 from lidarssl.checkpoints.reference import ReferenceCheckpoint, read_reference
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.experiments.doctor import device_name, versions
+from lidarssl.recipes import files
 from lidarssl.report.schema import RunRecord, Stage
 
 RECIPE_FILE = "recipe.yaml"
@@ -33,6 +35,22 @@ FREE_ARGUMENTS = (
     "checkpointing", "bn_momentum", "block_bn_momentum", "head_channels", "normalize", "dropout",
     "max_voxels", "reading", "positions", "fov", "grids", "drop_path", "padded",
 )  # fmt: skip
+# Keys of a recipe that may change when a run goes on: how long and on what it runs, and what is
+# told of it, but not what a step computes.
+FREE_KEYS = frozenset(
+    {
+        "about", "share_epochs", "val_split", "workers", "accelerator", "eval_batch_size",
+        *(
+            f"training.{name}"
+            for name in (
+                "steps", "epochs", "workers", "accelerator", "devices", "nodes",
+                "checkpoint_every", "log_every", "validate_every", "bad_samples", "max_skipped",
+            )
+        ),
+    }
+)  # fmt: skip
+# Arguments that say where files lie: another path may lead to the same files.
+PLACES = frozenset({"root", "folder", "weights", "bank", "fraction_lists"})
 # Parts of a backbone that start anew on another task.
 HEADS = ("final.", "final_class_level.")
 _OTHER_BACKBONE = (
@@ -156,6 +174,87 @@ def refuse_other_run(run: Path, file: str) -> None:
             field="--run",
             remedy="choose another folder with --run",
         )
+
+
+def refuse_finished_run(run: Path, file: str, resumable: bool) -> None:
+    """Keep a finished run of the same kind, known by its ``file``, from being replaced unasked.
+
+    Args:
+        resumable: whether a run of this kind can go on.
+
+    Raises:
+        ConfigError: the folder holds one.
+    """
+    if (run / file).is_file():
+        go_on = ", go on with --resume" if resumable else ""
+        raise ConfigError(
+            f"holds a finished run, with its {file}",
+            path=run,
+            field="--run",
+            remedy=f"choose another folder with --run{go_on}, or replace it with --overwrite",
+        )
+
+
+def refuse_other_recipe(run: Path, resolved: str) -> None:
+    """Keep a run from going on with another recipe than the one it was started with.
+
+    Most options change no shape of a weight, so that the checkpoint cannot tell. A folder without
+    a readable recipe is let through: the checkpoint is compared later.
+
+    Args:
+        resolved: YAML of the recipe that wants to go on.
+
+    Raises:
+        ConfigError: an option differs that is not free; names the first.
+    """
+    try:
+        before = files.read(run / RECIPE_FILE)
+    except (ConfigError, OSError):
+        return
+    found = next(_differences(before, yaml.safe_load(resolved)), None)
+    if found is not None:
+        key, old, new = found
+        raise ConfigError(
+            f"the run was started with {key} {_shown(old)}, not {_shown(new)}",
+            path=run / RECIPE_FILE,
+            field=key,
+            remedy="repeat the options that started the run, or choose another folder with --run",
+        )
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted name and both values of what differs between two resolved recipes and is not free."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys([*before, *now]):
+            old, new = before.get(name), now.get(name)
+            # A later version's further option was not there to be chosen; a further dataset was.
+            if name in before or (isinstance(new, dict) and "class_path" in new):
+                yield from _differences(old, new, _dotted(key, str(name)))
+    elif before != now and not _is_free(key, before, now):
+        yield key, before, now
+
+
+def _dotted(key: str, name: str) -> str:
+    """The name as an option, in which ``init_args`` does not occur."""
+    return key if name == "init_args" else f"{key}.{name}" if key else name
+
+
+def _is_free(key: str, before: Any, now: Any) -> bool:
+    name = key.rpartition(".")[2]
+    if name in PLACES and _is_place(before) and _is_place(now):
+        return True
+    section = key.partition(".")[0]
+    return key in FREE_KEYS or section in FREE_KEYS or name == "checkpointing"
+
+
+def _is_place(value: Any) -> bool:
+    """Whether it is a path or a list of them; ``weights`` may be numbers of a mixture as well."""
+    return all(isinstance(each, str) for each in (value if isinstance(value, list) else [value]))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def skipped_note(count: int) -> list[str]:

@@ -40,7 +40,12 @@ FACTORS: Rule = (
     lambda value: 0 < value[0] <= value[1] < math.inf,
     "two numbers above 0, the smaller one first",
 )
-PIXELS: Rule = (lambda value: all(side >= 1 for side in value), "1 or more pixels each")
+PIXELS: Rule = (lambda value: all(1 <= side <= 16_384 for side in value), "1 to 16384 pixels each")
+SEED: Rule = (lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
+GRIDS: Rule = (
+    lambda value: all(1 <= side <= 4096 for grid in value for side in grid),
+    "grids of 1 to 4096 cells a side",
+)
 PRECISIONS = ("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed")
 
 LIMITS: dict[type, dict[str, Rule]] = {
@@ -48,7 +53,7 @@ LIMITS: dict[type, dict[str, Rule]] = {
         "batch_size": at_least(1),
         "epochs": at_least(1),
         "steps": at_least(1),
-        "seed": at_least(0),
+        "seed": SEED,
         "workers": at_least(0),
         "nodes": at_least(1),
         "checkpoint_every": at_least(0),
@@ -99,8 +104,9 @@ LIMITS: dict[type, dict[str, Rule]] = {
     WaffleIron: {
         "channels": at_least(1),
         "depth": at_least(1),
-        "neighbours": at_least(1),
-        "voxel_size": POSITIVE,
+        "neighbours": (lambda value: 1 <= value <= 256, "a whole number from 1 to 256"),
+        "grids": GRIDS,
+        "voxel_size": (lambda value: 1e-3 <= value <= 100, "a number from 0.001 to 100 (m)"),
         "drop_path": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
     },
     MinkUNet: {"voxel_size": SIZES},
@@ -123,7 +129,7 @@ LIMITS: dict[type, dict[str, Rule]] = {
 """What the arguments of a class, and of the classes derived from it, may be."""
 
 RECIPE_LIMITS: dict[str, Rule] = {
-    "seed": at_least(0),
+    "seed": SEED,
     "workers": at_least(0),
     "label_skip": at_least(1),
     "adapt_frames": at_least(1),

@@ -34,7 +34,7 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class LidarOnImage(FigureData):
-    """Points over an image, coloured by range.
+    """Points over an image, coloured by range, up to that of nine points in ten.
 
     Attributes:
         image: (H, W, 3) or (3, H, W).
@@ -49,12 +49,16 @@ class LidarOnImage(FigureData):
     range: Array
 
     def panels(self) -> tuple[Panel, ...]:
-        png = pictures.lidar_on_image(self.image, self.row, self.col, self.range)
-        return (Panel("", png),)
+        shown = np.minimum(to_array(self.range), self._far())
+        return (Panel("", pictures.lidar_on_image(self.image, self.row, self.col, shown)),)
 
     def key(self) -> Key:
-        far = float(np.max(to_array(self.range), initial=0.0))
-        return Key(ramp=("near", f"{far:.0f} m", pictures.RANGE_COLORS))
+        return Key(ramp=("near", f"{self._far():.0f} m or more", pictures.RANGE_COLORS))
+
+    def _far(self) -> float:
+        """Few points are far away: to the last of them, most would share one colour."""
+        distance = to_array(self.range)
+        return float(np.percentile(distance, 90)) if distance.size else 0.0
 
 
 @dataclass(frozen=True)
@@ -166,8 +170,11 @@ class Similarity(FigureData):
         scan = Panel("", pictures.similarity_bev(self.points, self.features, query))
         if self.image is None or self.point is None or self.row is None or self.col is None:
             return (scan,)
-        similarity = pictures.cosine_to(self.features, query)[to_array(self.point)]
-        on_image = pictures.similarity_on_image(self.image, self.row, self.col, similarity)
+        point, row, col = (to_array(one) for one in (self.point, self.row, self.col))
+        similarity = pictures.cosine_to(self.features, query)[point]
+        seen = np.flatnonzero(point == query)
+        ring = (float(row[seen[0]]), float(col[seen[0]])) if len(seen) else None
+        on_image = pictures.similarity_on_image(self.image, row, col, similarity, ring)
         return (Panel("from above", scan.png), Panel("in the camera", on_image))
 
     def key(self) -> Key:

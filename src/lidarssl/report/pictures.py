@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ArrayLike: TypeAlias = "Tensor | NDArray[Any] | Sequence[Any]"
+Ring: TypeAlias = tuple[float, float] | None
 Array = NDArray[Any]
 
 BACKGROUND = "#10151c"
@@ -55,8 +56,9 @@ class View:
 
 
 def lidar_on_image(
-    image: ArrayLike, row: ArrayLike, col: ArrayLike, value: ArrayLike, dim: float = 0.8
-) -> bytes:
+    image: ArrayLike, row: ArrayLike, col: ArrayLike, value: ArrayLike,
+    dim: float = 0.8, ring: Ring = None,
+) -> bytes:  # fmt: skip
     """Points over the image they fall into, coloured by a scalar such as range.
 
     Args:
@@ -64,17 +66,19 @@ def lidar_on_image(
         row, col: (M,) pixel, integer at pixel centres.
         value: (M,) scalar, blue low to red high; or (M, 3) RGB in [0, 1].
         dim: brightness of the image, 0..1.
+        ring: (row, col) of a pixel to mark.
     """
     picture = _rgb(image) * dim
     rows, cols, values = _array(row), _array(col), _array(value)
     _check_length("col", cols, len(rows))
     _check_length("value", values, len(rows))
     figure, axes, scale = _image_axes(picture)
-    # 1.5 pixels of the image, but never so small that a reader cannot see the point: large
-    # images are shown reduced.
+    # Never so small that a reader cannot see the point: large images are shown reduced.
     points = max(1.5 * scale, 4.0, picture.shape[1] / 320) * 72 / _DPI
     colors = values if values.ndim == 2 else _colormap(values, RANGE_COLORS)
     axes.scatter(cols, rows, c=np.clip(colors, 0, 1), s=points**2, linewidths=0)
+    if ring is not None:
+        _mark(axes, ring[1], ring[0])
     return _png(figure)
 
 
@@ -204,17 +208,18 @@ def similarity_bev(
     # The ring would hide a label behind the sensor.
     view = replace(view or View(), priority=np.nan_to_num(similarity, nan=-2), labels_ahead=x < 0)
     figure, axes = _bev_axes(points, similarity, SIMILARITY_COLORS, view)
-    axes.scatter([-y], [x], s=170, facecolors="none", edgecolors="white", linewidths=1.8, zorder=5)
+    _mark(axes, -y, x)
     return _png(figure)
 
 
 def similarity_on_image(
-    image: ArrayLike, row: ArrayLike, col: ArrayLike, similarity: ArrayLike
+    image: ArrayLike, row: ArrayLike, col: ArrayLike, similarity: ArrayLike, ring: Ring = None
 ) -> bytes:
     """The same similarity where the points fall into an image, over a dimmed image."""
     values = _array(similarity)
     grey = _rgb(image).mean(2, keepdims=True).repeat(3, 2)
-    return lidar_on_image(grey, row, col, _colormap(values, SIMILARITY_COLORS)[:, :3], dim=0.45)
+    colors = _colormap(values, SIMILARITY_COLORS)[:, :3]
+    return lidar_on_image(grey, row, col, colors, dim=0.45, ring=ring)
 
 
 def cosine_to(features: ArrayLike, query: int) -> Array:
@@ -341,6 +346,10 @@ def _image_png(picture: Array) -> bytes:
     pixels = np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _mark(axes: Axes, x: float, y: float) -> None:
+    axes.scatter([x], [y], s=170, facecolors="none", edgecolors="white", linewidths=1.8, zorder=5)
 
 
 def _png(figure: Figure) -> bytes:
