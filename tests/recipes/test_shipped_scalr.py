@@ -297,7 +297,9 @@ def test_waffleiron_from_scratch(
 def test_the_docs_name_the_command_of_every_row(name: str, plus: bool, row: Row) -> None:
     verb = name.split("_")[0]
     words = [verb, name, "--dataset.root", "DIR", "--checkpoint", "RUN", *plus_options(name, plus)]
-    page = (REPOSITORY / "docs/recipes.md").read_text("utf-8")
+    text = (REPOSITORY / "docs/recipes.md").read_text("utf-8")
+    # A share of the labels has a folder of its own.
+    page = re.sub(r" --run \S+\n", "\n", text)
     shares = ("", " --label_skip 100") if name.endswith("scalr_10") else ("",)
     for share in shares:
         assert f"lidarssl {' '.join(words)}{share}\n" in page

@@ -51,6 +51,7 @@ def _title(section: Section) -> str:
     others = [name for name in choices(section.base) if name != section.cls.__name__]
     if others:
         title += f"   (--{section.path}.class_path may also be {', '.join(others)})"
+        title = textwrap.fill(title, WIDTH, subsequent_indent=_INDENT["subsequent_indent"])
     return f"{title}\n{textwrap.fill(' '.join(summary.split()), WIDTH, **_INDENT)}"
 
 
