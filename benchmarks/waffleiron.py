@@ -21,8 +21,6 @@ import argparse
 import json
 import multiprocessing
 import resource
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measuring import made_up_scan, milliseconds
 from torch import Tensor, nn
 
 from lidarssl.backbones.plane_tokens import PlaneTokens
@@ -47,36 +46,11 @@ OUTPUTS = 1024
 VARIANTS = ("plain", "lidarssl", "lidarssl, checkpointing")
 
 
-def made_up_scan(beams: int = 64, steps: int = 1900) -> Tensor:
-    """Points of a spinning lidar over a street between walls, (beams * steps, 4)."""
-    generator = torch.Generator().manual_seed(0)
-    elevation = torch.linspace(-24.8, 2.0, beams).deg2rad()[:, None]
-    azimuth = torch.linspace(0, 2 * torch.pi, steps)[None]
-    ground = torch.where(elevation < 0, -1.73 / elevation.tan(), torch.inf).expand(-1, steps)
-    wall = 7 / azimuth.sin().abs().clamp(min=0.05) + 2 * torch.rand(steps, generator=generator)
-    reach = torch.minimum(ground, wall.expand(beams, -1)).clamp(max=80)
-    reach = reach * (1 + 0.002 * torch.randn(reach.shape, generator=generator))
-    z = (reach * elevation.tan()).expand_as(reach)
-    points = torch.stack([reach * azimuth.cos(), reach * azimuth.sin(), z], -1).view(-1, 3)
-    return torch.cat([points, torch.rand(len(points), 1, generator=generator)], 1)
-
-
 def sample(scan: Tensor) -> Frame:
     """What WaffleIron trains on: a thinned scan, 20,000 points of it."""
     frame = Frame(FrameId("benchmark", "0", "0"), scan[:, :3].contiguous(), scan[:, 3].contiguous())
     rng = np.random.default_rng(0)
     return KeepNearest(20_000)(Thin(0.1)(frame, rng), rng)
-
-
-def milliseconds(work: Callable[[], object], repeats: int) -> float:
-    """Median after a warm-up."""
-    work()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return 1000 * statistics.median(seconds)
 
 
 def calibration(repeats: int) -> dict[str, float]:

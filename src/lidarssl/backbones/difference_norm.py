@@ -34,26 +34,25 @@ def difference_affine(
     if not isinstance(first, RowNorm):
         return linear.weight, linear.bias
     assert isinstance(second, RowNorm)
-    if first.training:
-        mean, covariance, count = _moments(values, neighbours)
-        enough = count > 1
-    if not first.training or not enough:
-        assert first.running_mean is not None
-        assert first.running_var is not None
-        scale, shift = _affine(first, first.running_mean, first.running_var)
-        outer, last = _affine(second, *_running(second))
-        return _joined(linear.weight, scale, shift, outer, last)
+    learning = _moments(values, neighbours) if first.training else None
+    if learning is None or learning[2] < 2:
+        inner, outer = (
+            first.scale_and_shift(*first.running()),
+            second.scale_and_shift(*second.running()),
+        )
+        return _joined(linear.weight, *inner, *outer)
+    mean, covariance, count = learning
     variance = covariance.diagonal()
-    scale, shift = _affine(first, mean, variance)
+    scale, shift = first.scale_and_shift(mean, variance)
     wide = linear.weight.to(mean.dtype)
-    inner = wide * scale
+    scaled = wide * scale
     wide_mean = wide @ (mean * scale + shift)
-    wide_variance = ((inner @ covariance) * inner).sum(1)
+    wide_variance = ((scaled @ covariance) * scaled).sum(1)
     unbiased = count / (count - 1)
-    _track(first, mean, variance * unbiased)
-    _track(second, wide_mean, wide_variance * unbiased)
-    outer, last = _affine(second, wide_mean, wide_variance)
-    matrix, bias = _joined(wide, scale, shift, outer, last)
+    first.track(mean, variance * unbiased)
+    second.track(wide_mean, wide_variance * unbiased)
+    outer_scale, outer_shift = second.scale_and_shift(wide_mean, wide_variance)
+    matrix, bias = _joined(wide, scale, shift, outer_scale, outer_shift)
     return matrix.to(values.dtype), bias.to(values.dtype)
 
 
@@ -70,28 +69,7 @@ def _moments(values: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor, float]
     return mean, all_reduce_sum(centred.t() @ centred) / count, float(total[-1].detach())
 
 
-def _affine(norm: RowNorm, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    scale = norm.weight * torch.rsqrt(variance + norm.eps)
-    return scale, norm.bias - mean * scale
-
-
-def _running(norm: RowNorm) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return norm.running_mean, norm.running_var
-
-
 def _joined(
     weight: Tensor, scale: Tensor, shift: Tensor, outer: Tensor, last: Tensor
 ) -> tuple[Tensor, Tensor]:
     return (weight * scale) * outer[:, None], (weight @ shift) * outer + last
-
-
-@torch.no_grad()
-def _track(norm: RowNorm, mean: Tensor, variance: Tensor) -> None:
-    running_mean, running_var = _running(norm)
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked += 1
-    momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-    running_mean.lerp_(mean.to(running_mean), momentum)
-    running_var.lerp_(variance.to(running_var), momentum)

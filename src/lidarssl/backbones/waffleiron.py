@@ -79,7 +79,8 @@ class Embedding(nn.Module):
     @torch.no_grad()
     def fold(self) -> None:
         """Leave linear layers alone: on raw values, and on raw differences of values."""
-        scale, shift = _affine(self.norm)
+        assert isinstance(self.norm, RowNorm)
+        scale, shift = self.norm.scale_and_shift(*self.norm.running())
         self.conv1 = _linear(self.conv1.weight * scale, self.conv1(shift))
         # A difference of values does not depend on the shift.
         nobody = torch.zeros(0, 1, dtype=torch.int64, device=scale.device)
@@ -152,7 +153,7 @@ class ChannelMix(nn.Module):
         assert isinstance(first, nn.Linear)
         assert isinstance(second, nn.Linear)
         if isinstance(self.norm, RowNorm):
-            scale, shift = _affine(self.norm)
+            scale, shift = self.norm.scale_and_shift(*self.norm.running())
             self.mlp[0], self.norm = _linear(first.weight * scale, first(shift)), nn.Identity()
         factor = self.scale.weight
         self.mlp[2] = _linear(second.weight * factor[:, None], second.bias * factor)
@@ -307,15 +308,6 @@ def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ConfigError(f"{name} cannot be {size}", field=name, remedy="give 1 or more")
-
-
-def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Factor and summand of a batch norm in eval mode."""
-    assert isinstance(norm, RowNorm)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lidarssl.cli import prepare_verbs
 from lidarssl.cli.groups import Verbs, add_quiet, open_dataset
-from lidarssl.cli.parser import at_least
+from lidarssl.cli.parser import Parser, at_least
 
 
 def add_prepare(top: Verbs) -> None:
@@ -34,12 +34,7 @@ def _add_superpixels(passes: Verbs) -> None:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="0.25: segment quarter-size images"
     )
-    parser.add_argument(
-        "--workers", type=at_least(0), default=os.cpu_count() or 1, help="processes"
-    )
-    parser.add_argument("--shard", default="0/1", help="i/n: the i-th of n machines, from 0")
-    parser.add_argument("--overwrite", action="store_true", help="redo files that exist")
-    add_quiet(parser)
+    _add_pass_options(parser)
 
 
 def _add_image_features(passes: Verbs) -> None:
@@ -72,10 +67,7 @@ def _add_image_features(passes: Verbs) -> None:
         "--accelerator", choices=("auto", "cpu", "cuda", "mps"), default="auto",
         help="device of the encoder",
     )  # fmt: skip
-    parser.add_argument("--workers", type=at_least(0), default=2, help="processes that load images")
-    parser.add_argument("--shard", default="0/1", help="i/n: the i-th of n machines, from 0")
-    parser.add_argument("--overwrite", action="store_true", help="redo files that exist")
-    add_quiet(parser)
+    _add_pass_options(parser, workers=2, of_workers="processes that load images")
 
 
 def _add_instances(passes: Verbs) -> None:
@@ -98,12 +90,7 @@ def _add_instances(passes: Verbs) -> None:
         "--unnumbered", action="store_true",
         help="points of a class without an instance are one more, as in WaffleIron's code",
     )  # fmt: skip
-    parser.add_argument(
-        "--workers", type=at_least(0), default=os.cpu_count() or 1, help="processes"
-    )
-    parser.add_argument("--shard", default="0/1", help="i/n: the i-th of n machines, from 0")
-    parser.add_argument("--overwrite", action="store_true", help="redo files that exist")
-    add_quiet(parser)
+    _add_pass_options(parser)
 
 
 def _add_teacher(passes: Verbs) -> None:
@@ -118,4 +105,15 @@ def _add_teacher(passes: Verbs) -> None:
     parser.add_argument("--seed", type=at_least(0), default=0, help="of weights and draws")
     parser.add_argument("--workers", type=at_least(0), default=1, help="loader processes")
     parser.add_argument("--score-split", help="print its image mIoU on this split")
+    add_quiet(parser)
+
+
+def _add_pass_options(
+    parser: Parser, workers: int | None = None, of_workers: str = "processes"
+) -> None:
+    """What every resumable pass understands; by default a worker for each core."""
+    default = workers or os.cpu_count() or 1
+    parser.add_argument("--workers", type=at_least(0), default=default, help=of_workers)
+    parser.add_argument("--shard", default="0/1", help="i/n: the i-th of n machines, from 0")
+    parser.add_argument("--overwrite", action="store_true", help="redo files that exist")
     add_quiet(parser)

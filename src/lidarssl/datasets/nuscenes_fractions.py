@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,6 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from lidarssl.datasets.files import MEBIBYTE, read_bytes
+from lidarssl.datasets.point_files import parse_npy_header
 from lidarssl.errors import ConfigError, DataError, unknown_name
 
 Fractions = Literal["slidr", "also", "scalr"]
@@ -94,20 +94,7 @@ def parse_list(data: bytes, path: Path) -> list[str]:
     Raises:
         DataError: not such a list, or one that is pickled.
     """
-    try:
-        stream = io.BytesIO(data)
-        version = np.lib.format.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"format version {version}")
-        read_header = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, columns_first, dtype = read_header(stream)
-    # NumPy evaluates the header as a literal, which can fail in every way a parser can.
-    except Exception as error:
-        raise DataError(f"is not a .npy array ({str(error)[:200]})", path=path) from error
+    shape, columns_first, dtype, start = parse_npy_header(data, path)
     if dtype.hasobject:
         raise DataError(
             "holds pickled objects, which could run any program when they are read",
@@ -116,7 +103,7 @@ def parse_list(data: bytes, path: Path) -> list[str]:
             remedy="where you trust the file, save it again as text: "
             "numpy.save(path, rows.astype(str))",
         )
-    left = len(data) - stream.tell()
+    left = len(data) - start
     count = int(np.prod([int(size) for size in shape], dtype=object))
     three_texts = dtype.kind == "U" and len(shape) == 2 and shape[1] == 3
     if not three_texts or count < 1 or not 0 < count * dtype.itemsize == left:
@@ -127,7 +114,7 @@ def parse_list(data: bytes, path: Path) -> list[str]:
             field="fraction_lists",
             remedy="give rows of three texts: lidar file, label file, token of the lidar reading",
         )
-    rows = np.frombuffer(data, dtype, offset=stream.tell())
+    rows = np.frombuffer(data, dtype, offset=start)
     try:
         return [str(one) for one in rows.reshape(shape, order="F" if columns_first else "C")[:, 2]]
     except ValueError as error:  # not a character

@@ -90,11 +90,11 @@ def parse_npy(data: bytes, path: Path, columns: Sequence[str]) -> Columns:
     return dict(zip(columns, table.T, strict=True))
 
 
-def parse_array(data: bytes, path: Path) -> np.ndarray:
-    """A plain .npy array; nothing is unpickled and nothing allocated beyond ``data``.
+def parse_npy_header(data: bytes, path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, whether columns come first, type, and where the values of a .npy array start.
 
     Raises:
-        DataError: not .npy, of a type that is not boolean, integer or float, or truncated.
+        DataError: not such a header.
     """
     try:
         stream = io.BytesIO(data)
@@ -106,19 +106,28 @@ def parse_array(data: bytes, path: Path) -> np.ndarray:
             if version == (1, 0)
             else np.lib.format.read_array_header_2_0
         )
-        shape, columns_first, dtype = read_header(stream)
+        return *read_header(stream), stream.tell()
     # NumPy evaluates the header as a literal, which can fail in every way a parser can.
     except Exception as error:
         raise DataError(f"is not a .npy array ({str(error)[:200]})", path=path) from error
+
+
+def parse_array(data: bytes, path: Path) -> np.ndarray:
+    """A plain .npy array; nothing is unpickled and nothing allocated beyond ``data``.
+
+    Raises:
+        DataError: not .npy, of a type that is not boolean, integer or float, or truncated.
+    """
+    shape, columns_first, dtype, start = parse_npy_header(data, path)
     count = int(np.prod([int(size) for size in shape], dtype=object))
-    if dtype.kind not in "biuf" or count < 0 or count * dtype.itemsize != len(data) - stream.tell():
+    if dtype.kind not in "biuf" or count < 0 or count * dtype.itemsize != len(data) - start:
         raise DataError(
             f"an array of shape {shape} and type {dtype} does not match the "
-            f"{len(data) - stream.tell()} bytes that follow",
+            f"{len(data) - start} bytes that follow",
             path=path,
             remedy="save a plain numeric array with numpy.save",
         )
-    array = np.frombuffer(data, dtype, offset=stream.tell())
+    array = np.frombuffer(data, dtype, offset=start)
     return array.reshape(shape, order="F" if columns_first else "C")
 
 

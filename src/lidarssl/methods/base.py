@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from lidarssl.backbones.base import Backbone
+from lidarssl.errors import ConfigError
 from lidarssl.frame import Batch, Field, StepOutput
+from lidarssl.images.base import ImageEncoder
 from lidarssl.transforms.base import Transform
 
 
@@ -41,3 +43,17 @@ class Method(nn.Module):
             batch: on the module's device.
             generator: CPU generator, the same on every rank, seeded by (seed, step).
         """
+
+
+def check_image_size(image_size: tuple[int, int], encoder: ImageEncoder) -> None:
+    """Refuse images whose sides the cells of the encoder's map do not fill.
+
+    Raises:
+        ConfigError: a side is no multiple of the stride.
+    """
+    if any(size % encoder.stride for size in image_size):
+        raise ConfigError(
+            f"image_size {image_size} is not a multiple of the encoder's stride {encoder.stride}",
+            field="method.augmentation.image_size",
+            remedy="round it to a multiple",
+        )

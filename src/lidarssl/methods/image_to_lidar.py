@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from lidarssl.backbones.base import Backbone
 from lidarssl.distributed import gather_rows
-from lidarssl.errors import ConfigError
 from lidarssl.frame import Batch, Field, PointFeatures
 from lidarssl.images.base import ImageEncoder
 from lidarssl.images.decoders import UpsampledHead
-from lidarssl.methods.base import Method
+from lidarssl.methods.base import Method, check_image_size
 from lidarssl.transforms.base import Transform
 from lidarssl.transforms.paired import (
     DropCuboids,
@@ -122,13 +121,7 @@ class ImageToLidar(Method):
         self.temperature = temperature
         self.augmentation = augmentation or PairAugmentation()
         self.negatives = negatives
-        if any(size % image_encoder.stride for size in self.augmentation.image_size):
-            raise ConfigError(
-                f"image_size {self.augmentation.image_size} is not a multiple of the encoder's "
-                f"stride {image_encoder.stride}",
-                field="method.augmentation.image_size",
-                remedy="round it to a multiple",
-            )
+        check_image_size(self.augmentation.image_size, image_encoder)
 
     @property
     def student(self) -> Backbone:

@@ -21,7 +21,7 @@ from lidarssl.images.base import ImageEncoder
 from lidarssl.images.decoders import sample_upsampled
 from lidarssl.images.stored import StoredTeacher
 from lidarssl.losses.distillation import unit_distance
-from lidarssl.methods.base import Method
+from lidarssl.methods.base import Method, check_image_size
 from lidarssl.transforms.base import Transform
 from lidarssl.transforms.image_features import StoredFeatures
 from lidarssl.transforms.one_camera import KeepMatched, OneCamera
@@ -114,13 +114,7 @@ class Scalr(Method):
             raise ConfigError(
                 "the teacher is not frozen", field="method.image_encoder.frozen", remedy="set true"
             )
-        if any(size % image_encoder.stride for size in self.augmentation.image_size):
-            raise ConfigError(
-                f"image_size {self.augmentation.image_size} is not a multiple of the teacher's "
-                f"stride {image_encoder.stride}",
-                field="method.augmentation.image_size",
-                remedy="round it to a multiple",
-            )
+        check_image_size(self.augmentation.image_size, image_encoder)
         width, target = backbone.out_channels, image_encoder.out_channels
         self.head = nn.Sequential(
             *([nn.Linear(width, target)] if hidden is None else _perceptron(width, hidden, target))

@@ -23,13 +23,19 @@ class _SharedStatistics(nn.modules.batchnorm._BatchNorm):
         if world_size() > 1:
             return self._across_ranks(values)
         if values.numel() < 2 * values.shape[1]:
-            return self._normalize(values, *self._running())
+            return self._normalize(values, *self.running())
         return super().forward(values)
 
-    def _running(self) -> tuple[Tensor, Tensor]:
+    def running(self) -> tuple[Tensor, Tensor]:
+        """Running mean and variance."""
         assert self.running_mean is not None
         assert self.running_var is not None
         return self.running_mean, self.running_var
+
+    def scale_and_shift(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Factor and summand that the norm is for values of these statistics."""
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return scale, self.bias - mean * scale
 
     def _normalize(self, values: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         scale = self.weight * torch.rsqrt(variance + self.eps)
@@ -49,20 +55,29 @@ class _SharedStatistics(nn.modules.batchnorm._BatchNorm):
         centred = wide - mean.view(-1, *(1,) * (wide.dim() - 2))
         variance = all_reduce_sum(centred.square().sum(axes)) / count.clamp(min=1)
         enough = count > 1
-        old_mean, old_variance = (value.clone() for value in self._running())
-        self._track(mean, variance * count / (count - 1).clamp(min=1), enough)
+        old_mean, old_variance = (value.clone() for value in self.running())
+        self.track(mean, variance * count / (count - 1).clamp(min=1), enough)
         mean = torch.where(enough, mean, old_mean)
         variance = torch.where(enough, variance, old_variance)
         return self._normalize(wide, mean, variance).to(values.dtype)
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, enough: Tensor) -> None:
-        running_mean, running_var = self._running()
-        momentum = enough.to(running_mean.dtype) * (self.momentum or 0.0)
-        running_mean.lerp_(mean, momentum)
-        running_var.lerp_(variance, momentum)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked += enough
+    def track(self, mean: Tensor, variance: Tensor, enough: Tensor | None = None) -> None:
+        """Let the running statistics follow those of a batch.
+
+        Args:
+            mean, variance: of the batch, the variance unbiased.
+            enough: () bool, False changes nothing; None = True.
+        """
+        running_mean, running_var = self.running()
+        assert self.num_batches_tracked is not None
+        counted = running_mean.new_ones(()) if enough is None else enough.to(running_mean.dtype)
+        self.num_batches_tracked += counted.bool()
+        momentum = counted * (self.momentum or 0.0)
+        if self.momentum is None:  # the mean of all batches
+            momentum = counted / self.num_batches_tracked.clamp(min=1)
+        running_mean.lerp_(mean.to(running_mean), momentum)
+        running_var.lerp_(variance.to(running_var), momentum)
 
 
 class RowNorm(_SharedStatistics, nn.BatchNorm1d):
