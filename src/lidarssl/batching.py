@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -72,11 +73,12 @@ def _concatenate_matches(
     first_point = torch.cumsum(sizes, 0) - sizes
     first_image = torch.cumsum(camera_counts, 0) - camera_counts
     found = [match for match in values if match is not None]
-    return Matches(
-        point=torch.cat([m.point + first for m, first in zip(found, first_point, strict=True)]),
-        image=torch.cat([m.image + first for m, first in zip(found, first_image, strict=True)]),
-        row=torch.cat([m.row for m in found]),
-        col=torch.cat([m.col for m in found]),
+    _check_all_or_none(frames, [match.label for match in found], "labels of matches")
+    return Matches.joined(
+        [
+            replace(match, point=match.point + point, image=match.image + image)
+            for match, point, image in zip(found, first_point, first_image, strict=True)
+        ]
     )
 
 

@@ -8,6 +8,7 @@ camera frame x right, y down, z forward; a pixel is (row, col), integer at pixel
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -95,18 +96,32 @@ class Matches:
 
     Attributes:
         point, image, row, col: (M,) int64.
+        label: (M,) int64 class that the pixel has in the full-size image, 0 = unknown, or None.
     """
 
     point: Tensor
     image: Tensor
     row: Tensor
     col: Tensor
+    label: Tensor | None = None
 
     def __len__(self) -> int:
         return self.point.shape[0]
 
     def __getitem__(self, index: Tensor) -> Matches:
-        return Matches(self.point[index], self.image[index], self.row[index], self.col[index])
+        return map_tensors(self, lambda column: column[index])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Matches]) -> Matches:
+        """The rows of all ``parts``, at least one; the label where each has it."""
+        labels = [part.label for part in parts if part.label is not None]
+        return cls(
+            torch.cat([part.point for part in parts]),
+            torch.cat([part.image for part in parts]),
+            torch.cat([part.row for part in parts]),
+            torch.cat([part.col for part in parts]),
+            torch.cat(labels) if len(labels) == len(parts) else None,
+        )
 
 
 @dataclass

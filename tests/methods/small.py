@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import inspect
 import pkgutil
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +22,12 @@ from lidarssl.backbones.minkunet import MinkUNet
 from lidarssl.backbones.voxelize import PointInputs
 from lidarssl.backbones.waffleiron import WaffleIron
 from lidarssl.batching import collate
-from lidarssl.frame import Batch, Frame
+from lidarssl.frame import Batch, Field, Frame
 from lidarssl.images.unet import SmallUNet
 from lidarssl.methods.also import Also, ScanSampling
 from lidarssl.methods.base import Method
 from lidarssl.methods.image_to_lidar import PairAugmentation
+from lidarssl.methods.olivine import Distributions, Olivine
 from lidarssl.methods.ppkt import Ppkt
 from lidarssl.methods.scalr import Scalr, ViewAugmentation
 from lidarssl.methods.slidr import Slidr
@@ -29,6 +35,12 @@ from lidarssl.transforms.base import Compose, sample_generator
 from lidarssl.transforms.images import image_of
 from lidarssl.transforms.occupancy import SupportSearch
 from lidarssl.transforms.superpixels import Superpixels
+from lidarssl.transforms.weak_labels import (
+    SETTINGS_FILE,
+    WeakLabels,
+    WeakLabelSettings,
+    save_weak_labels,
+)
 from toys import MemoryDataset
 
 
@@ -75,6 +87,21 @@ def encoder() -> SmallUNet:
     return made
 
 
+@cache
+def weak_labels() -> Path:
+    """A folder with labels of the toy images: bright, dark, or of nothing at one side."""
+    folder, dataset = Path(tempfile.mkdtemp(prefix="weak_labels_")), MemoryDataset(8, cameras=2)
+    atexit.register(shutil.rmtree, folder)
+    (folder / SETTINGS_FILE).write_text(WeakLabelSettings(("dark", "bright")).text)
+    for split in dataset.splits:
+        for frame in dataset.frames(split):
+            for camera in dataset.load(frame, Field.IMAGES).cameras:
+                labels = 1 + (image_of(camera).float().mean(0) > 105).long()
+                labels[:, :16] = 0
+                save_weak_labels(folder / f"{camera.token}.png", labels)
+    return folder
+
+
 def augmentation(size: tuple[int, int]) -> PairAugmentation:
     return PairAugmentation(image_size=size, min_pairs=8, scale=(0.9, 1.1))
 
@@ -87,6 +114,13 @@ SMALL: dict[str, Small] = {
             SupportSearch(radius=1.0, limit=4), intensity_scale=0.5,
         ),
         samples=False,
+    ),
+    "Olivine": Small(
+        lambda size: Olivine(
+            backbone(), encoder(), WeakLabels(weak_labels()), 8, num_matches=64,
+            distributions=Distributions(decay=0.2, warmup=2), augmentation=augmentation(size),
+        ),
+        samples=True,
     ),
     "Ppkt": Small(
         lambda size: Ppkt(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch.multiprocessing as mp
 from lidarssl.batching import collate
 from lidarssl.frame import Batch, Frame, map_tensors
 from lidarssl.methods.base import Method
+from lidarssl.methods.olivine import Distributions, Olivine
 from lidarssl.tasks.augmentation import WaffleIronAugmentation
 from lidarssl.tasks.semantic import SemanticSegmentation
 from lidarssl.transforms.base import Compose, sample_generator
@@ -23,12 +25,20 @@ FRAMES = 4
 Case = Callable[[], tuple[Method | SemanticSegmentation, list[Frame]]]
 
 
-def method_case(cls: type[Method], change: Callable[[list[Frame]], list[Frame]]) -> Case:
+def method_case(made: Callable[[], Method], change: Callable[[list[Frame]], list[Frame]]) -> Case:
     def make() -> tuple[Method, list[Frame]]:
-        method = build(cls)
+        method = made()
         return method, change(frames(method, FRAMES))
 
     return make
+
+
+def olivine_past_its_warm_up() -> Method:
+    """The first step alone would not reach the likelihood under its distributions."""
+    method = build(Olivine)
+    assert isinstance(method, Olivine)
+    method.distributions = Distributions(decay=0.2, warmup=0, frozen=False)
+    return method
 
 
 def task_case(change: Callable[[list[Frame]], list[Frame]], **options: Any) -> Case:
@@ -83,9 +93,12 @@ TASKS: dict[str, dict[str, Any]] = {
     "frozen below a norm": {"freeze": True, "head": "norm_linear", "ignored_logit": False},
     "norm in the head": {"head": "norm_linear", "augmentation": WaffleIronAugmentation(scale=None)},
 }
+METHODS: dict[str, Callable[[], Method]] = {
+    cls.__name__: partial(build, cls) for cls in methods()
+} | {"Olivine past its warm-up": olivine_past_its_warm_up}
 CASES: dict[str, Case] = {
-    f"{cls.__name__}, {change.__name__}": method_case(cls, change)
-    for cls in methods()
+    f"{name}, {change.__name__}": method_case(made, change)
+    for name, made in METHODS.items()
     for change in CHANGES
 } | {
     f"{name}, {change.__name__}": task_case(change, **options)

@@ -12,13 +12,14 @@ OLIVINE
 Keys: ``conv_input.0.weight`` (convolution, (C_out, k_z, k_y, k_x, C_in)) and ``conv_input.1.*``
 (batch norm); ``convS.U.0.weight`` and ``convS.U.1.*`` for unit U of stage S = 1..4, or
 ``convS.U.{conv1,bn1,conv2,bn2}.*`` for a residual one; ``conv_out.0.weight``, ``conv_out.1.*``;
-``final.weight`` with ``head_channels``.
+``final.weight`` with ``head_channels``, and ``final_class_level.weight`` with ``heads`` 2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +142,9 @@ class VoxelNet(Backbone):
             (ALSO). None = all: only then does the order of the points not matter.
         bn_momentum: of every batch norm.
         head_channels: adds the 1x1x1 convolution ``final``, without bias.
-        normalize: divide the features of each output site by their L2 norm.
+        heads: 2 adds ``final_class_level``, a second head on the same features; its channels
+            come after all of those of ``final``.
+        normalize: divide what each head gives a site by its L2 norm.
         reading: of the map, see ``lidarssl.backbones.bev.BevGrid.read``.
 
     Attributes:
@@ -166,6 +169,7 @@ class VoxelNet(Backbone):
         max_voxels: int | None = None,
         bn_momentum: float = 0.01,
         head_channels: int | None = None,
+        heads: Literal[1, 2] = 1,
         normalize: bool = False,
         reading: Reading = "centers",
     ) -> None:
@@ -187,10 +191,15 @@ class VoxelNet(Backbone):
         last = SpconvConv3d(channels[-1], trunk_channels, (1, 1, 3), stride=(1, 1, 2))
         self.conv_out = self._unit(last)
         self.final: SpconvConv3d | None = None
+        self.final_class_level: SpconvConv3d | None = None
         if head_channels is not None:
             self.final = SpconvConv3d(trunk_channels, head_channels, 1)
+            if heads == 2:
+                self.final_class_level = SpconvConv3d(trunk_channels, head_channels, 1)
+        elif heads != 1:
+            raise ConfigError("two heads of no width", field="heads", remedy="give head_channels")
         width, height, depth = self._output_shape()
-        self.out_channels = depth * (head_channels or trunk_channels)
+        self.out_channels = depth * (heads * head_channels if head_channels else trunk_channels)
         self.bev = BevGrid(
             origin=(grid.bounds[0], grid.bounds[1]),
             cell=(STRIDE * grid.voxel_size[0], STRIDE * grid.voxel_size[1]),
@@ -223,9 +232,11 @@ class VoxelNet(Backbone):
         x = self.conv_input(x)
         for stage in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv_out):
             x = stage(x)
-        if self.final is not None:
-            x = self.final(x)
-        return x.with_features(F.normalize(x.features, dim=1)) if self.normalize else x
+        heads = [head for head in (self.final, self.final_class_level) if head is not None]
+        features = [head(x).features for head in heads] or [x.features]
+        if self.normalize:
+            features = [F.normalize(one, dim=1) for one in features]
+        return x.with_features(torch.cat(features, dim=1))
 
     def prepare(self, points: PointBatch) -> PointBatch:
         """Voxels and every kernel map of the network, in ``points.prepared``."""
@@ -280,12 +291,16 @@ class VoxelNet(Backbone):
 
 
 def slidr_voxelnet(
-    out_channels: int | None = 64, max_points: int | None = None, max_voxels: int | None = None
+    out_channels: int | None = 64,
+    max_points: int | None = None,
+    max_voxels: int | None = None,
+    heads: Literal[1, 2] = 1,
 ) -> VoxelNet:
     """The network of SLidR and OLIVINE as they pretrain it on nuScenes.
 
     Args:
         out_channels: of the head ``final``; None = no head.
+        heads: 1 in SLidR, 2 in OLIVINE.
         max_points, max_voxels: 10 and 60000 in the publications.
     """
     return VoxelNet(
@@ -293,6 +308,7 @@ def slidr_voxelnet(
         max_points=max_points,
         max_voxels=max_voxels,
         head_channels=out_channels,
+        heads=heads,
         normalize=True,
         reading="corners",
     )

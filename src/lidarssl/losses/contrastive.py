@@ -1,4 +1,7 @@
-"""InfoNCE between paired rows (van den Oord et al., 2018), the loss of PPKT and SLidR."""
+"""InfoNCE between paired rows (van den Oord et al., 2018), the loss of PPKT and SLidR.
+
+:func:`supervised_info_nce` is the variant of OLIVINE, where rows of one class are no negatives.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,47 @@ def info_nce(anchors: Tensor, candidates: Tensor, temperature: float) -> Tensor:
     Raises:
         ValueError: shapes differ, or the temperature is not positive.
     """
+    _check(anchors, candidates, temperature)
+    if anchors.shape[0] == 0:
+        return anchors.sum() + candidates.sum()
+    logits = _logits(anchors, candidates, temperature)
+    return F.cross_entropy(logits, torch.arange(anchors.shape[0], device=anchors.device))
+
+
+def supervised_info_nce(
+    anchors: Tensor, candidates: Tensor, labels: Tensor, temperature: float
+) -> Tensor:
+    """Mean surprise of finding, for each anchor, any candidate of its class among all of them.
+
+    ``-log(sum over candidates of the class of exp(s) / sum over all of exp(s))``, with ``s`` as
+    in :func:`info_nce`: the positives are summed inside the logarithm, so an anchor needs one
+    near candidate of its class, not all of them (OLIVINE, NeurIPS 2024).
+
+    Args:
+        anchors: (M, C).
+        candidates: (M, C); row i belongs to anchor i.
+        labels: (M,) int64, the class of row i of both.
+        temperature: > 0.
+
+    Returns:
+        Scalar, at least float32; 0 (with zero gradients) when M is 0.
+
+    Raises:
+        ValueError: shapes differ, or the temperature is not positive.
+    """
+    _check(anchors, candidates, temperature)
+    if labels.shape != anchors.shape[:1]:
+        raise ValueError(
+            f"labels {tuple(labels.shape)} must be one per anchor, ({anchors.shape[0]},)"
+        )
+    if anchors.shape[0] == 0:
+        return anchors.sum() + candidates.sum()
+    logits = _logits(anchors, candidates, temperature)
+    positives = logits.masked_fill(labels[:, None] != labels, -torch.inf)
+    return (logits.logsumexp(dim=1) - positives.logsumexp(dim=1)).mean()
+
+
+def _check(anchors: Tensor, candidates: Tensor, temperature: float) -> None:
     if anchors.ndim != 2 or anchors.shape != candidates.shape:
         raise ValueError(
             f"anchors {tuple(anchors.shape)} and candidates {tuple(candidates.shape)} "
@@ -31,8 +75,9 @@ def info_nce(anchors: Tensor, candidates: Tensor, temperature: float) -> Tensor:
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
-    if anchors.shape[0] == 0:
-        return anchors.sum() + candidates.sum()
+
+
+def _logits(anchors: Tensor, candidates: Tensor, temperature: float) -> Tensor:
+    """(M, M) similarities over the temperature, at least float32."""
     logits = anchors @ candidates.T / temperature
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, torch.arange(anchors.shape[0], device=anchors.device))
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""What PPKT and SLidR share: a frozen image encoder teaches a lidar backbone through matches.
+"""What PPKT, SLidR and OLIVINE share: a frozen image encoder teaches a backbone through matches.
 
 Source: Sautier et al., "Image-to-Lidar Self-Supervised Distillation for Autonomous Driving Data",
 CVPR 2022, sections 3 and 4.1.
@@ -29,6 +29,7 @@ from lidarssl.transforms.paired import (
     ResizeWhole,
 )
 from lidarssl.transforms.points import FlipAxes, RotateZ, ScalePoints
+from lidarssl.transforms.thinning import CropCylinder
 
 Negatives = Literal["global", "local"]
 
@@ -48,6 +49,8 @@ class PairAugmentation:
         drop_cuboids: remove the points of a random cuboid.
         flip_images: mirror each image with probability 1/2.
         min_depth: m, nearest matched point.
+        cylinder: horizontal radius, lowest and highest z of the points that are kept, m; None =
+            all. For a backbone whose grid has borders.
     """
 
     image_size: tuple[int, int] = (224, 416)
@@ -60,13 +63,15 @@ class PairAugmentation:
     drop_cuboids: bool = True
     flip_images: bool = True
     min_depth: float = 1.0
+    cylinder: tuple[float, float, float] | None = None
 
     def transforms(self, training: bool, on_images: Sequence[Transform] = ()) -> list[Transform]:
         """Matches first, ``on_images`` on the full images, then what is drawn.
 
-        Order of the paper's code: points, cuboids, crop, image flip.
+        Order of the paper's code: points, cuboids, crop, image flip; a cylinder comes before all.
         """
-        steps: list[Transform] = [MatchPixels(self.min_depth), *on_images]
+        steps: list[Transform] = [] if self.cylinder is None else [CropCylinder(*self.cylinder)]
+        steps += [MatchPixels(self.min_depth), *on_images]
         if not training:
             return [*steps, ResizeWhole(self.image_size)]
         if self.rotate:
@@ -91,7 +96,7 @@ class PairAugmentation:
 
 
 class ImageToLidar(Method):
-    """Base of the two methods.
+    """Base of the methods.
 
     Args:
         backbone: the student.
@@ -116,7 +121,7 @@ class ImageToLidar(Method):
     ) -> None:
         super().__init__()
         self.backbone, self.image_encoder = backbone, image_encoder
-        self.point_head = nn.Linear(backbone.out_channels, embedding)
+        self.point_head: nn.Module = nn.Linear(backbone.out_channels, embedding)
         self.image_head = UpsampledHead(image_encoder.out_channels, embedding, image_encoder.stride)
         self.temperature = temperature
         self.augmentation = augmentation or PairAugmentation()
@@ -165,6 +170,19 @@ def chosen_pairs(
     Returns:
         (K,) int64 indices into this process's pairs; K summed over processes is ``number``.
     """
-    drawn = torch.randperm(sum(counts), generator=generator)[:number]
+    return own_rows(torch.randperm(sum(counts), generator=generator)[:number], counts, rank)
+
+
+def own_rows(drawn: Tensor, counts: Sequence[int], rank: int) -> Tensor:
+    """Which of the ``drawn`` rows, counted through all processes, are rows of this one.
+
+    Args:
+        drawn: (K,) int64.
+        counts: rows of each process.
+        rank: this process.
+
+    Returns:
+        int64, counted from this process's first row.
+    """
     first = sum(counts[:rank])
     return drawn[(drawn >= first) & (drawn < first + counts[rank])] - first

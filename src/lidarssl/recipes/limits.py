@@ -13,6 +13,7 @@ from lidarssl.backbones.waffleiron import WaffleIron
 from lidarssl.errors import ConfigError
 from lidarssl.methods.also import Also, ScanSampling
 from lidarssl.methods.image_to_lidar import ImageToLidar, PairAugmentation
+from lidarssl.methods.olivine import BalancedSampling, Distributions, Olivine, TermWeights
 from lidarssl.methods.ppkt import Ppkt
 from lidarssl.methods.scalr import Scalr, ViewAugmentation
 from lidarssl.recipes.keys import Section, sections
@@ -87,6 +88,18 @@ LIMITS: dict[type, dict[str, Rule]] = {
     },
     ImageToLidar: {"embedding": at_least(1), "temperature": POSITIVE},
     Ppkt: {"num_matches": at_least(1)},
+    Olivine: {"num_matches": at_least(1)},
+    BalancedSampling: {"bin_size": POSITIVE},
+    Distributions: {
+        "decay": (lambda value: 0 < value <= 1, "a number above 0, up to 1"),
+        "warmup": at_least(0),
+        "classes": at_least(1),
+    },
+    TermWeights: {
+        "points": at_least(0),
+        "semantic": at_least(0),
+        "distribution": at_least(0),
+    },
     Also: {
         "latent": at_least(1),
         "occupancy_weight": at_least(0),

@@ -55,7 +55,7 @@ def match_frame(
         )
         image = torch.full_like(found.point, number)
         parts.append(Matches(found.point, image, found.row, found.col))
-    return _concatenate(parts)
+    return Matches.joined(parts)
 
 
 def matches_of(frame: Frame) -> Matches:
@@ -169,7 +169,7 @@ def crop_matches(matches: Matches, crops: Sequence[Crop], size: Size) -> Matches
         part = matches[matches.image == number]
         row, col, inside = crop_pixels(part.row, part.col, crop, size)
         parts.append(replace(part, row=row, col=col)[inside])
-    return _concatenate(parts)
+    return Matches.joined(parts)
 
 
 def flip_matches(matches: Matches, flipped: Tensor, width: Tensor | int) -> Matches:
@@ -177,15 +177,6 @@ def flip_matches(matches: Matches, flipped: Tensor, width: Tensor | int) -> Matc
     widths = torch.as_tensor(width).expand(flipped.shape)[matches.image]
     col = torch.where(flipped[matches.image], widths - 1 - matches.col, matches.col)
     return replace(matches, col=col)
-
-
-def _concatenate(parts: Sequence[Matches]) -> Matches:
-    return Matches(
-        torch.cat([part.point for part in parts]),
-        torch.cat([part.image for part in parts]),
-        torch.cat([part.row for part in parts]),
-        torch.cat([part.col for part in parts]),
-    )
 
 
 class MatchPixels:

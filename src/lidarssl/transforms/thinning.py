@@ -90,6 +90,29 @@ class CropBox:
         return frame.select(inside_box(frame.points, self.low, self.high, self.margin))
 
 
+class CropCylinder:
+    """Keep the points inside an upright cylinder around the sensor, its border included.
+
+    Args:
+        radius: m, horizontal.
+        low, high: m, lowest and highest z.
+    """
+
+    def __init__(self, radius: float, low: float, high: float) -> None:
+        if not (radius > 0 and low < high):
+            raise ConfigError(
+                f"a cylinder of radius {radius} m from {low} to {high} m is empty",
+                field="cylinder",
+                remedy="give radius, lowest and highest z, e.g. [51.2, -5, 3]",
+            )
+        self.radius, self.low, self.high = radius, low, high
+
+    def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
+        z = frame.points[:, 2]
+        near = frame.points[:, :2].square().sum(1) <= self.radius**2
+        return frame.select(near & (z >= self.low) & (z <= self.high))
+
+
 def _select(frame: Frame, rows: Tensor) -> Frame:
     kept = torch.zeros(len(frame), dtype=torch.bool)
     kept[rows] = True

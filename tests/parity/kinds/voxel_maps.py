@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lidarssl.backbones.second import Second
 from lidarssl.backbones.voxelize import PointInputs
 from lidarssl.backbones.voxelnet import VoxelNet
-from lidarssl.sparse.spconv import SpconvConv3d, dense_map
 from lidarssl.sparse.tensor import SparseTensor
 from parity.case import Case
 from parity.spconv import compare_sums, read_sites
-
-SECOND_HEAD = "final_class_level."
 
 
 def recognises(case: Case) -> bool:
@@ -58,49 +54,23 @@ def check_voxelnet(case: Case, dtype: torch.dtype) -> None:
     """Both heads read the same trunk, and each is normalised."""
     args, arrays = case.args, case.arrays
     weights = {key: torch.from_numpy(value) for key, value in case.weights().items()}
-    extra = {key: weights.pop(key) for key in list(weights) if key.startswith(SECOND_HEAD)}
+    two = any(key.startswith("final_class_level.") for key in weights)
+    assert bool(args["config"].get("is_pretraining")) == two
     model = VoxelNet(
         tuple(args["range"]),
         tuple(args["voxel_size"]),
         inputs(case),
         head_channels=args["out_channels"],
+        heads=2 if two else 1,
         normalize=True,
     )
     model.load_state_dict(weights)
-    heads = [model.final]
-    if extra:
-        width = extra[f"{SECOND_HEAD}weight"].shape
-        head = SpconvConv3d(width[-1], width[0], 1)
-        head.load_state_dict({key.removeprefix(SECOND_HEAD): v for key, v in extra.items()})
-        heads.append(head)
-    assert bool(args["config"].get("is_pretraining")) == bool(extra)
     model.to(dtype).eval()
     x, frames = voxels(case, model.voxelization.shape, dtype)
     with torch.no_grad():
-        maps = [model.forward_map(x, frames), *map_of(model, x, frames, heads[1:], dtype)]
-    for number, one in enumerate(maps):
+        maps = model.forward_map(x, frames)
+    for number, one in enumerate(maps.chunk(2 if two else 1, dim=1)):
         check_map(arrays, number, one)
-
-
-def map_of(
-    model: VoxelNet,
-    x: SparseTensor,
-    frames: int,
-    heads: list[SpconvConv3d | None],
-    dtype: torch.dtype,
-) -> list[Tensor]:
-    """Maps of further heads on what ``final`` reads."""
-    assert isinstance(model.final, nn.Module)
-    read: list[SparseTensor] = []
-    hook = model.final.register_forward_pre_hook(lambda _, given: read.append(given[0]))
-    model.forward_sparse(x)
-    hook.remove()
-    found = []
-    for head in heads:
-        assert head is not None
-        y = head.to(dtype)(read[0])
-        found.append(dense_map(y.with_features(F.normalize(y.features, dim=1)), frames))
-    return found
 
 
 def check_map(arrays: dict[str, np.ndarray], number: int, maps: Tensor) -> None:
