@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lidarssl.losses.contrastive import info_nce
+from lidarssl.losses.contrastive import info_nce, supervised_info_nce
 
 
 def brute_force(anchors: torch.Tensor, candidates: torch.Tensor, temperature: float) -> float:
@@ -90,3 +90,98 @@ def test_refuses_temperature(temperature: float) -> None:
 def test_refuses_unpaired_rows() -> None:
     with pytest.raises(ValueError, match="one shape"):
         info_nce(torch.ones(2, 3), torch.ones(3, 3), 0.07)
+
+
+def supervised_brute_force(
+    anchors: torch.Tensor, candidates: torch.Tensor, labels: list[int], temperature: float
+) -> float:
+    total = 0.0
+    for anchor, label in zip(anchors.tolist(), labels, strict=True):
+        every, positive = 0.0, 0.0
+        for candidate, other in zip(candidates.tolist(), labels, strict=True):
+            likeness = math.exp(
+                sum(a * c for a, c in zip(anchor, candidate, strict=True)) / temperature
+            )
+            every += likeness
+            positive += likeness if other == label else 0.0
+        total -= math.log(positive / every)
+    return total / len(labels)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=1, max_size=9),
+    channels=st.integers(1, 5),
+    temperature=st.floats(0.2, 2),
+    seed=st.integers(0, 2**16),
+)
+def test_supervised_equals_brute_force(
+    labels: list[int], channels: int, temperature: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    anchors, candidates = torch.randn(
+        2, len(labels), channels, generator=generator, dtype=torch.float64
+    ).unbind()
+    expected = supervised_brute_force(anchors, candidates, labels, temperature)
+    loss = supervised_info_nce(anchors, candidates, torch.tensor(labels), temperature)
+    assert float(loss) == pytest.approx(expected, abs=1e-9)
+
+
+def random_pairs(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(2, rows, 4, generator=generator, dtype=torch.float64).unbind()
+
+
+def test_one_class_has_nothing_to_tell_apart() -> None:
+    loss = supervised_info_nce(*random_pairs(6), torch.full((6,), 3), 0.07)
+    assert float(loss) == pytest.approx(0, abs=1e-12)
+
+
+def test_every_row_its_own_class_is_info_nce() -> None:
+    anchors, candidates = random_pairs(6)
+    loss = supervised_info_nce(anchors, candidates, torch.arange(6), 0.07)
+    assert float(loss) == pytest.approx(float(info_nce(anchors, candidates, 0.07)), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [([0, 1, 2, 3, 4, 5], math.log(6)), ([0, 0, 0, 7, 7, 7], math.log(2)), ([5], 0.0)],
+)
+def test_supervised_at_equal_features(labels: list[int], expected: float) -> None:
+    same = torch.nn.functional.normalize(torch.ones(len(labels), 8), dim=1)
+    loss = supervised_info_nce(same, same, torch.tensor(labels), 0.07)
+    assert float(loss) == pytest.approx(expected, abs=1e-6)
+
+
+def test_supervised_gradients() -> None:
+    labels = torch.tensor([0, 1, 0, 2, 1])
+    a, b = (part.clone().requires_grad_() for part in random_pairs(5))
+    assert torch.autograd.gradcheck(lambda x, y: supervised_info_nce(x, y, labels, 0.2), (a, b))
+
+
+def test_supervised_without_rows() -> None:
+    features = torch.randn(4, 3, requires_grad=True)
+    loss = supervised_info_nce(features[:0], features[:0], torch.zeros(0, dtype=torch.int64), 0.07)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(features.grad, torch.zeros(4, 3))
+
+
+def test_supervised_of_far_logits_is_finite() -> None:
+    """Plain exponentials overflow here, and the positives underflow."""
+    rows = 30 * torch.eye(4, requires_grad=True)
+    rows.retain_grad()
+    loss = supervised_info_nce(rows, rows.roll(1, 0), torch.arange(4), 0.07)
+    loss.backward()
+    assert loss.item() == pytest.approx(900 / 0.07, rel=1e-5)
+    assert bool(rows.grad.isfinite().all())
+
+
+def test_supervised_refuses() -> None:
+    two, labels = torch.ones(2, 2), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="temperature"):
+        supervised_info_nce(two, two, labels, 0)
+    with pytest.raises(ValueError, match="one shape"):
+        supervised_info_nce(two, torch.ones(3, 2), labels, 0.07)
+    with pytest.raises(ValueError, match="one per anchor"):
+        supervised_info_nce(two, two, labels[:1], 0.07)
