@@ -2,8 +2,9 @@
 
     python benchmarks/label_efficiency.py --out runs/label_efficiency --workers 2
 
-Rows: look-up, random init, ALSO, PPKT, SLidR, ScaLR, or some of them (``--rows``); of a small
-MinkUNet or, into ``OUT/waffleiron``, of a small WaffleIron (``--backbone``). Columns: probe and
+Rows: look-up, random init, ALSO, PPKT, SLidR, OLIVINE, ScaLR, or some of them (``--rows``, which
+also knows OLIVINE without some of its terms); of a small MinkUNet or, into ``OUT/waffleiron``, of a
+small WaffleIron (``--backbone``). Columns: probe and
 fine-tuning with 1 %, 10 % and 100 % of the labels. Every row tries the same learning rates and
 takes the one that is best on the ``tune`` scenes with seed 0; it is scored on the ``val`` scenes,
 which nothing else has seen.
@@ -37,7 +38,9 @@ from lidarssl.experiments.record import Recorder, architecture, load_backbone
 from lidarssl.experiments.teacher import score_teacher, train_teacher
 from lidarssl.frame import Field, FrameId
 from lidarssl.metrics.segmentation import confusion, iou_report
+from lidarssl.prepare.labellers.small_unet import SmallUNetLabeller
 from lidarssl.prepare.superpixels import prepare_superpixels
+from lidarssl.prepare.weak_labels import prepare_weak_labels
 from lidarssl.recipes.schema import load
 from lidarssl.report.build import build_report
 from lidarssl.report.schema import (
@@ -57,8 +60,18 @@ PROBE_RATES = (5e-3, 2e-2, 8e-2)
 FINETUNE_RATES = (3e-3, 6e-3, 1.2e-2)
 FINETUNE_STEPS = {0.01: (150, 1), 0.1: (160, 2), 1.0: (240, 2)}  # steps, frames of a step
 
-METHODS = {"ALSO": "also", "PPKT": "ppkt", "SLidR": "slidr", "ScaLR": "scalr"}
-TAUGHT_BY_IMAGES = ("PPKT", "SLidR", "ScaLR")
+METHODS = {
+    "ALSO": "also", "PPKT": "ppkt", "SLidR": "slidr", "OLIVINE": "olivine", "ScaLR": "scalr",
+}  # fmt: skip
+ABLATIONS = {
+    "OLIVINE-points": ["semantic=0", "distribution=0"],
+    "OLIVINE-semantic": ["points=0", "distribution=0"],
+    "OLIVINE-distribution": ["points=0", "semantic=0"],
+    "OLIVINE-points-semantic": ["distribution=0"],
+    "OLIVINE-points-distribution": ["semantic=0"],
+    "OLIVINE-semantic-distribution": ["points=0"],
+}
+"""OLIVINE with some of its terms: the weights of the others."""
 ROWS = (RANDOM_INIT, *METHODS)
 BACKBONES = {"minkunet": ROWS, "waffleiron": (RANDOM_INIT, "ScaLR")}
 PROTOCOLS = (Protocol.PROBE.value, Protocol.FINETUNE.value)
@@ -96,10 +109,10 @@ class Bench:
 
     @property
     def has_teacher(self) -> bool:
-        return any(row in TAUGHT_BY_IMAGES for row in self.rows)
+        return any(taught_by_images(row) for row in self.rows)
 
     def student(self, row: str, seed: int) -> Path:
-        return self.results / f"{METHODS[row]}_{seed}"
+        return self.results / f"{METHODS.get(row, row)}_{seed}"
 
     def frames(self, fraction: float, seed: int, split: str) -> Labelled:
         """The labelled frames of a fraction; a seed shifts which they are."""
@@ -109,18 +122,34 @@ class Bench:
         return Labelled(dataset, pool[offset::skip], fraction, dataset.frames(split), 0, 4)
 
 
+def method_of(row: str) -> str:
+    """First word of the recipes of a row."""
+    return METHODS["OLIVINE" if row in ABLATIONS else row]
+
+
+def taught_by_images(row: str) -> bool:
+    return row != RANDOM_INIT and method_of(row) != "also"
+
+
 def prepare(bench: Bench, workers: int) -> None:
-    """World and, for the methods that need them, teacher and superpixels; what is there is kept."""
+    """World, and teacher, superpixels and weak labels of the rows; what is there is kept."""
     dataset = Synthetic.generate(bench.world, WorldConfig(splits=SPLITS), workers)
     if not bench.has_teacher:
         return
     if not bench.teacher.is_file():
         torch.set_num_threads(workers)
         train_teacher(dataset, bench.teacher, steps=400)
-    prepare_superpixels(
-        dataset, "train", bench.out / "superpixels", segments=100, compactness=6.0, sigma=1.0,
-        workers=workers,
-    )  # fmt: skip
+    methods = {method_of(row) for row in bench.rows if row != RANDOM_INIT}
+    if "slidr" in methods:
+        prepare_superpixels(
+            dataset, "train", bench.out / "superpixels", segments=100, compactness=6.0, sigma=1.0,
+            workers=workers,
+        )  # fmt: skip
+    if "olivine" in methods:
+        prepare_weak_labels(
+            dataset, "train", bench.out / "weak_labels", SmallUNetLabeller(bench.teacher),
+            workers=workers,
+        )  # fmt: skip
 
 
 def pretrain(bench: Bench, row: str, seed: int) -> None:
@@ -133,11 +162,15 @@ def pretrain(bench: Bench, row: str, seed: int) -> None:
         f"--training.seed={seed}",
         "--training.workers=0",
     ]
-    if row in TAUGHT_BY_IMAGES:
+    method = method_of(row)
+    if taught_by_images(row):
         overrides.append(f"--method.image_encoder.weights={bench.teacher}")
-    if row == "SLidR":
+    if method == "slidr":
         overrides.append(f"--method.superpixels.folder={bench.out / 'superpixels'}")
-    recipe = load(f"{METHODS[row]}_{bench.backbone}_synthetic", overrides)
+    if method == "olivine":
+        overrides.append(f"--method.weak_labels.folder={bench.out / 'weak_labels'}")
+    overrides += [f"--method.weights.{weight}" for weight in ABLATIONS.get(row, [])]
+    recipe = load(f"{method}_{bench.backbone}_synthetic", overrides)
     train_student(recipe.recipe, recipe.resolved, run, progress=False)
 
 
@@ -287,7 +320,7 @@ def run(bench: Bench, seeds: int, workers: int) -> tuple[Scores, dict[str, float
         jobs.submit(f"pretrain {row} {seed}", pretrain, row, seed)
         for seed in range(seeds)
         for row in bench.rows
-        if row in METHODS
+        if row != RANDOM_INIT
     ]
     for future in pretrained:
         future.result()
@@ -361,7 +394,10 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/label_efficiency"))
     parser.add_argument("--backbone", choices=BACKBONES, default="minkunet")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, help="default: all")
+    parser.add_argument(
+        "--rows", nargs="+", choices=(*ROWS, *ABLATIONS), metavar="ROW",
+        help=f"of {', '.join((*ROWS, *ABLATIONS))}; default: the first {len(ROWS)}",
+    )  # fmt: skip
     parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pretrain-steps", type=int, default=400)

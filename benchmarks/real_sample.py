@@ -1,9 +1,10 @@
-"""PPKT and SLidR on a handful of real SemanticKITTI scans, with the commands a user would type.
+"""PPKT, SLidR and OLIVINE on a handful of real SemanticKITTI scans, by commands a user would type.
 
     python benchmarks/real_sample.py --root DIR --teacher runs/demo/teacher.safetensors
 
 Pretrains on the training scans without labels, then probes on the same scans with labels and scores
-sequence 08; beside them random init and the look-up. The teacher has seen synthetic images only.
+sequence 08; beside them random init and the look-up. The teacher has seen synthetic images only,
+and so has what labels the images for OLIVINE: it is the same network.
 A handful of scans is a smoke test, never a benchmark of methods.
 """
 
@@ -16,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROWS = {"random init": None, "PPKT": "ppkt", "SLidR": "slidr"}
+ROWS = {"random init": None, "PPKT": "ppkt", "SLidR": "slidr", "OLIVINE": "olivine"}
 
 
 def lidarssl(*words: str | Path) -> None:
@@ -27,13 +28,27 @@ def lidarssl(*words: str | Path) -> None:
 
 def pretrained(method: str, seed: int, arguments: argparse.Namespace) -> Path:
     run: Path = arguments.out / f"{method}_{seed}"
-    if not (run / "student.safetensors").is_file():
-        lidarssl(
-            "pretrain", f"{method}_minkunet_kitti_sample", "--run", run,
-            "--dataset.root", arguments.root, "--training.seed", str(seed),
-            "--method.image_encoder.weights", arguments.teacher,
-        )  # fmt: skip
+    if (run / "student.safetensors").is_file():
+        return run
+    options: list[str | Path] = []
+    if method == "olivine":
+        options = ["--method.weak_labels.folder", weak_labels(arguments)]
+    lidarssl(
+        "pretrain", f"{method}_minkunet_kitti_sample", "--run", run,
+        "--dataset.root", arguments.root, "--training.seed", str(seed),
+        "--method.image_encoder.weights", arguments.teacher, *options,
+    )  # fmt: skip
     return run
+
+
+def weak_labels(arguments: argparse.Namespace) -> Path:
+    """Made by the teacher's classifier; what is there is kept."""
+    folder: Path = arguments.out / "weak_labels"
+    lidarssl(
+        "prepare", "weak-labels", "semantic_kitti", "--root", arguments.root, "--output", folder,
+        "--labeller", "SmallUNetLabeller", "--labeller.weights", arguments.teacher,
+    )  # fmt: skip
+    return folder
 
 
 def score(row: str, seed: int, arguments: argparse.Namespace) -> dict[str, float]:
@@ -62,9 +77,11 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="of SemanticKITTI")
     parser.add_argument("--teacher", type=Path, required=True, help="of `lidarssl demo`")
     parser.add_argument("--out", type=Path, default=Path("runs/real_sample"))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    found = {row: [score(row, s, arguments) for s in range(arguments.seeds)] for row in ROWS}
+    rows = dict.fromkeys(["random init", *arguments.rows])
+    found = {row: [score(row, s, arguments) for s in range(arguments.seeds)] for row in rows}
     table = {"look-up": [found["random init"][0]["look-up"]]}
     table |= {row: [one["row"] for one in scores] for row, scores in found.items()}
     for row, values in table.items():

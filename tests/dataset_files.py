@@ -131,6 +131,37 @@ def tag_bytes() -> bytes:
     return tag.tobytes()
 
 
+def write_semantic_stf(
+    root: Path, scans: tuple[tuple[str, int], ...] = (("train", 3), ("val", 2), ("test", 1))
+) -> Path:
+    """Every raw label 0..20 in turn; intensities 0..255."""
+    for split, count in scans:
+        for scan in range(count):
+            name = f"2018-02-04_11-34-{scan:02d}_00600"
+            points = scene_points(scan, 5) * np.array([1, 1, 1, 255, 1], np.float32)
+            write(root / split / "velodyne" / f"{name}.bin", points.tobytes())
+            labels = (np.arange(POINTS) % 21).astype("<u4")
+            write(root / split / "labels" / f"{name}.label", labels.tobytes())
+    return root
+
+
+DAPS_SEQUENCES = (("38-18_7_72_90", 3), ("42-48_10_78_90", 2), ("44-18_11_15_32", 1))
+
+
+def write_daps3d(root: Path, scans: tuple[tuple[str, int], ...] = DAPS_SEQUENCES) -> Path:
+    """Labels of raw classes 30 and 40, with something in their upper half; half of it no echo."""
+    for sequence, count in scans:
+        folder = root / "DAPS-2" / "data" / sequence
+        for scan in range(count):
+            points = scene_points(scan, 4)
+            points[25:] = 0
+            labels = np.zeros(POINTS, "<u4")
+            labels[:10], labels[10:25] = 30 + (5 << 16), 40
+            write(folder / "clouds" / f"{scan:06d}.bin", points.tobytes())
+            write(folder / "labels" / f"{scan:06d}.label", labels.tobytes())
+    return root
+
+
 KITTI_360_TO_VELO = "0 0 1 0.3 -1 0 0 0.1 0 -1 0 -0.2\n"
 KITTI_360_TO_POSE = "image_00: 0 0 1 1.5 1 0 0 0 0 1 0 1\nimage_01: 0 0 1 1.5 1 0 0 0.6 0 1 0 1\n"
 KITTI_360_PERSPECTIVE = (

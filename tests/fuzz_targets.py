@@ -72,12 +72,14 @@ from lidarssl.datasets.point_files import (
     parse_labels,
     parse_npy,
 )
+from lidarssl.datasets.rellis3d import parse_list as parse_rellis_list
 from lidarssl.datasets.semantic_poss import parse_tag
 from lidarssl.datasets.table_pickles import Table, parse_pickled_table, parse_table
 from lidarssl.errors import DataError
 from lidarssl.frame import Boxes
 from lidarssl.geometry.distortion import undistort_image
 from pandaset_files import car_pose, cuboids, pose_entry, table_bytes, table_file
+from scribble_rellis_files import rellis_line
 
 PATH = Path("damaged")
 # A kind of damage, where (a share of the length), and how (any integer).
@@ -313,6 +315,11 @@ def _kitti_targets() -> list[Target]:
     return [
         Target("tag", (tag_bytes(),), lambda d: _discard(parse_tag(d, PATH, 50))),
         Target("calib of objects", (OBJECT_CALIB.encode(),), _kitti_object),
+        Target(
+            "pt_train.lst",
+            ((rellis_line("00000", 3) + rellis_line("00001", 12)).encode(),),
+            lambda d: _discard(parse_rellis_list(d, PATH)),
+        ),
         Target("label_2", (OBJECT_LABELS.encode(),), _kitti_labels),
         Target(
             "ImageSets", (b"000000\n000003\n",), lambda d: _discard(parse_numbered_names(d, PATH))

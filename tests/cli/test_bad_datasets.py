@@ -9,8 +9,15 @@ import pytest
 
 from box_dataset_files import write_kitti_object, write_once
 from commands import Command
-from dataset_files import write_kitti_360, write_semantic_kitti, write_semantic_poss
+from dataset_files import (
+    write_daps3d,
+    write_kitti_360,
+    write_semantic_kitti,
+    write_semantic_poss,
+    write_semantic_stf,
+)
 from pandaset_files import write_pandaset
+from scribble_rellis_files import RELLIS_LABELS, RELLIS_SCANS, write_rellis, write_scribble_kitti
 
 DRIVE = "2013_05_28_drive_0000_sync"
 RAW = f"data_3d_raw/{DRIVE}/velodyne_points/data/0000000005.bin"
@@ -18,15 +25,21 @@ SEQUENCE = "dataset/sequences/00"
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "semantic_kitti": write_semantic_kitti,
     "semantic_poss": write_semantic_poss,
+    "semantic_stf": write_semantic_stf,
+    "daps3d": write_daps3d,
     "kitti_object": write_kitti_object,
     "kitti_360": write_kitti_360,
     "once": write_once,
     "pandaset": write_pandaset,
+    "scribble_kitti": write_scribble_kitti,
+    "rellis3d": write_rellis,
 }
 # What damage leaves unusable; an empty label_2 or poses.txt of KITTI-360 is a good file.
 FILES = {
     "semantic_kitti": "velodyne/000000.bin labels/000000.label image_2/000000.png calib.txt",
     "semantic_poss": "velodyne/000000.bin labels/000000.label tag/000000.tag calib.txt",
+    "semantic_stf": "velodyne/2018-02-04_11-34-00_00600.bin labels/2018-02-04_11-34-00_00600.label",
+    "daps3d": "clouds/000000.bin labels/000000.label",
     "kitti_object": "velodyne/000000.bin image_2/000000.png calib/000000.txt",
     "kitti_360": f"{RAW} data_2d_raw/{DRIVE}/image_00/data_rect/0000000005.png "
     "calibration/perspective.txt calibration/calib_cam_to_velo.txt",
@@ -35,10 +48,15 @@ FILES = {
     "pandaset": "lidar/00.pkl.gz lidar/poses.json lidar/timestamps.json meta/gps.json "
     "camera/left_camera/00.jpg camera/left_camera/poses.json camera/left_camera/intrinsics.json "
     "annotations/semseg/00.pkl.gz annotations/cuboids/00.pkl.gz",
+    "scribble_kitti": "velodyne/000000.bin scribbles/000000.label calib.txt",
+    "rellis3d": f"00000/{RELLIS_SCANS}/000000.bin 00000/{RELLIS_LABELS}/000000.label pt_train.lst",
 }
 FOLDERS = {
     "semantic_kitti": SEQUENCE,
     "semantic_poss": SEQUENCE,
+    "scribble_kitti": SEQUENCE,
+    "semantic_stf": "train",
+    "daps3d": "DAPS-2/data/38-18_7_72_90",
     "kitti_object": "training",
     "pandaset": "001",
 }

@@ -17,13 +17,16 @@ import torch
 import lidarssl.datasets
 from box_dataset_files import write_kitti_object, write_once
 from dataset_files import (
+    write_daps3d,
     write_folder,
     write_kitti_360,
     write_nuscenes,
     write_semantic_kitti,
     write_semantic_poss,
+    write_semantic_stf,
 )
 from lidarssl.datasets.base import Dataset
+from lidarssl.datasets.daps3d import Daps3d
 from lidarssl.datasets.folder import Folder
 from lidarssl.datasets.kitti_360 import Kitti360
 from lidarssl.datasets.kitti_object import KittiObject
@@ -31,11 +34,15 @@ from lidarssl.datasets.mixed import Mixed
 from lidarssl.datasets.nuscenes import NuScenes
 from lidarssl.datasets.once import Once
 from lidarssl.datasets.pandaset import Pandaset
+from lidarssl.datasets.rellis3d import Rellis3d
+from lidarssl.datasets.scribble_kitti import ScribbleKitti
 from lidarssl.datasets.semantic_kitti import SemanticKitti
 from lidarssl.datasets.semantic_poss import SemanticPoss
+from lidarssl.datasets.semantic_stf import SemanticStf
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Field, Frame, FrameId
 from pandaset_files import write_pandaset
+from scribble_rellis_files import RELLIS_LABELS, write_rellis, write_scribble_kitti
 
 
 def _synthetic(root: Path) -> Dataset:
@@ -62,12 +69,16 @@ FIXTURES: dict[str, Callable[[Path], Dataset]] = {
     "Folder": lambda root: Folder(write_folder(root)),
     "Synthetic": _synthetic,
     "SemanticPoss": lambda root: SemanticPoss(write_semantic_poss(root)),
+    "SemanticStf": lambda root: SemanticStf(write_semantic_stf(root)),
+    "Daps3d": lambda root: Daps3d(write_daps3d(root)),
     "KittiObject": lambda root: KittiObject(
         write_kitti_object(root), cameras=("image_2", "image_3")
     ),
     "Kitti360": lambda root: Kitti360(write_kitti_360(root), cameras=("image_00", "image_01")),
     "Once": lambda root: Once(write_once(root)),
     "Pandaset": lambda root: Pandaset(write_pandaset(root)),
+    "ScribbleKitti": lambda root: ScribbleKitti(write_scribble_kitti(root)),
+    "Rellis3d": lambda root: Rellis3d(write_rellis(root)),
     "Mixed": _mixed,
 }
 
@@ -185,6 +196,7 @@ def test_no_label_file_is_opened_unless_labels_are_asked_for(
 
 def _label_files(paths: list[Path]) -> list[Path]:
     folders = {"labels", "label_2", "lidarseg", "panoptic", "camseg", "annotations"}
+    folders |= {"scribbles", RELLIS_LABELS}
     return [path for path in paths if folders & set(path.parts)]
 
 

@@ -29,15 +29,15 @@ from lidarssl.recipes.schema import (
 
 NAMES = list(files.shipped())
 SYNTHETIC = [name for name in NAMES if "synthetic" in name]
-METHODS = ("slidr", "ppkt", "also", "scalr")
+METHODS = ("slidr", "ppkt", "also", "scalr", "olivine")
 NAME = re.compile(
-    rf"({'|'.join(METHODS)}|probe|finetune)_(also_)?(minkunet|spvcnn|second|waffleiron)_"
-    r"(synthetic|nuscenes|semantic_kitti|semantic_poss|kitti_object|kitti_360|kitti|once|"
-    r"pandaset_gt|pandaset|mixed)(_|$)"
+    rf"({'|'.join(METHODS)}|probe|finetune)_(also_)?(minkunet|spvcnn|second|voxelnet|waffleiron)_"
+    r"(synthetic|nuscenes|semantic_kitti|semantic_poss|semantic_stf|daps3d|kitti_object|kitti_360|kitti|once|"
+    r"pandaset_gt|pandaset|mixed|scribble_kitti|rellis)(_|$)"
 )
 SMALL = ("synthetic", "sample")
 # Words of the names of recipes whose publications' code has accidents.
-ACCIDENTS = {"also", "scalr", "supervised"}
+ACCIDENTS = {"also", "scalr", "supervised", "olivine", "stf", "daps3d", "scribble", "rellis"}
 # Parameters of the published networks, with their classifier.
 PARAMETERS = {
     "finetune_minkunet_nuscenes_also": 37_844_625,

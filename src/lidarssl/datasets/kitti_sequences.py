@@ -111,7 +111,7 @@ class KittiSequences(Dataset):
     def provides(self, split: str) -> Field:
         folder = self.folder / self.frames(split)[0].sequence
         provided = Field.NONE
-        if next((folder / "labels").glob("*.label"), None) is not None:
+        if next(self._label_folder(folder.name).glob("*.label"), None) is not None:
             provided |= Field.SEMANTIC | Field.INSTANCE
         if (folder / "poses.txt").is_file():
             provided |= Field.POSE
@@ -149,10 +149,13 @@ class KittiSequences(Dataset):
     def _cameras(self, frame: FrameId) -> tuple[Camera, ...]:
         return ()
 
+    def _label_folder(self, sequence: str) -> Path:
+        return self.folder / sequence / "labels"
+
     def _labels(
         self, frame: FrameId, points: int, fields: Field
     ) -> tuple[Tensor | None, Tensor | None]:
-        folder = self.folder / frame.sequence / "labels"
+        folder = self._label_folder(frame.sequence)
         if not (Field.SEMANTIC | Field.INSTANCE) & fields or not folder.is_dir():
             return None, None
         path = folder / f"{frame.token}.label"

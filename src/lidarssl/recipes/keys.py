@@ -20,7 +20,9 @@ from lidarssl.errors import ConfigError
 from lidarssl.recipes.suggest import did_you_mean
 
 REQUIRED = inspect.Parameter.empty
-_ROOMS = ("datasets", "backbones", "images", "methods", "tasks", "transforms")
+_ROOMS = (
+    "datasets", "backbones", "images", "methods", "tasks", "transforms", "prepare.labellers",
+)  # fmt: skip
 _CLASS_KEYS = {"class_path", "init_args"}
 
 

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from lidarssl.backbones.base import Backbone
 from lidarssl.datasets.base import Dataset
 from lidarssl.datasets.world.config import WorldConfig
 from lidarssl.errors import ConfigError, DataError
-from lidarssl.images.base import ImageEncoder
 from lidarssl.methods.base import Method
 from lidarssl.recipes import files
 from lidarssl.recipes.describe import describe_section
@@ -252,27 +251,30 @@ def build_dataset(name: str, options: Sequence[str]) -> Dataset:
     return built
 
 
-@dataclass
-class Encoding:
-    """What `lidarssl prepare image-features` builds beside a dataset."""
-
-    encoder: ImageEncoder
-
-
-def build_encoder(options: Sequence[str]) -> tuple[ImageEncoder, dict[str, Any]]:
-    """An image encoder from command line words, and all of its arguments as in a resolved recipe.
+def build_part(name: str, base: type, options: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """An object from command line words, and all of its arguments as in a resolved recipe.
 
     Args:
-        options: e.g. ``--encoder.class_path=ViT``, ``--encoder.architecture=dinov2_vitl14``.
+        name: of its options, e.g. ``encoder`` for ``--encoder.class_path=ViT``.
+        base: class of what may be built.
+        options: the words.
 
     Raises:
         ConfigError: unknown class, option or bad value; names the closest.
     """
-    hint = "its keys are those of method.image_encoder in a recipe"
-    parser, config = _parse(Encoding, {}, options, hint)
-    node = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))["encoder"]
-    encoder: ImageEncoder = _instantiate(parser, config).encoder
-    return encoder, node.get("init_args", {})
+    import_rooms()
+    hint = f"--{name}.KEY are the arguments of {', '.join(choices(base))}"
+    parser, config = _parse(make_dataclass("Part", [(name, base)]), {}, options, hint)
+    node = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))[name]
+    return getattr(_instantiate(parser, config), name), node.get("init_args", {})
+
+
+def describe_part(name: str, base: type) -> str:
+    """The options of everything that ``build_part`` can build, for `--help`."""
+    import_rooms()
+    return "\n\n".join(
+        describe_section(Section(name, base, cls, {})) for cls in choices(base).values()
+    )
 
 
 def build_world(options: Sequence[str], base: WorldConfig | None = None) -> WorldConfig:
