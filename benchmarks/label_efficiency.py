@@ -17,16 +17,14 @@ Writes ``table.md``, ``results.json`` and ``report.html``.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import shlex
-import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jobs import Jobs
 from torch import Tensor
 
 from lidarssl.backbones.base import Backbone
@@ -274,36 +272,6 @@ def _miou(predicted: Tensor, labels: Tensor, classes: int) -> float:
     return float(iou_report(confusion(predicted, labels, classes)).miou)
 
 
-def _once(file: Path, job: Callable[..., object], *arguments: object) -> object:
-    """Run a job in a worker, unless its result is there."""
-    torch.set_num_threads(1)
-    if file.is_file():
-        return json.loads(file.read_text())
-    result = job(*arguments)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(result))
-    partial.replace(file)
-    return result
-
-
-class Jobs:
-    """A pool of single-thread processes whose results are kept on disk."""
-
-    def __init__(self, bench: Bench, workers: int) -> None:
-        self.bench, self.started = bench, time.monotonic()
-        self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-
-    def submit(self, name: str, job: Callable[..., object], *arguments: object) -> Future[object]:
-        file = self.bench.results / "jobs" / f"{name.replace(' ', '_')}.json"
-        future = self.pool.submit(_once, file, job, self.bench, *arguments)
-        future.add_done_callback(lambda _: self._say(name))
-        return future
-
-    def _say(self, name: str) -> None:
-        print(f"[{(time.monotonic() - self.started) / 60:5.1f} min] {name}", flush=True)
-
-
 Scores = dict[tuple[str, Protocol, float], list[float]]
 
 
@@ -315,9 +283,9 @@ def best_rate(results: Iterable[dict[str, object]], fraction: float) -> float:
 
 def run(bench: Bench, seeds: int, workers: int) -> tuple[Scores, dict[str, float]]:
     """Every job, in an order that keeps all processes busy."""
-    jobs, scores, rates = Jobs(bench, workers), {}, {}
+    jobs, scores, rates = Jobs(bench.results / "jobs", workers), {}, {}
     pretrained = [
-        jobs.submit(f"pretrain {row} {seed}", pretrain, row, seed)
+        jobs.submit(f"pretrain {row} {seed}", pretrain, bench, row, seed)
         for seed in range(seeds)
         for row in bench.rows
         if row != RANDOM_INIT
@@ -325,15 +293,15 @@ def run(bench: Bench, seeds: int, workers: int) -> tuple[Scores, dict[str, float
     for future in pretrained:
         future.result()
     probes = {
-        (row, seed): jobs.submit(f"probe {row} {seed}", probe, row, seed)
+        (row, seed): jobs.submit(f"probe {row} {seed}", probe, bench, row, seed)
         for row in bench.rows
         for seed in range(seeds)
     }
-    lookups = [jobs.submit(f"look-up {seed}", look_up, seed) for seed in range(seeds)]
+    lookups = [jobs.submit(f"look-up {seed}", look_up, bench, seed) for seed in range(seeds)]
 
     def submit_finetune(row: str, seed: int, fraction: float, rate: float) -> Future[object]:
         name = f"finetune {row} {seed} {fraction} {rate}"
-        return jobs.submit(name, finetune, row, seed, fraction, rate)
+        return jobs.submit(name, finetune, bench, row, seed, fraction, rate)
 
     tuning = {
         (row, fraction): [submit_finetune(row, 0, fraction, rate) for rate in FINETUNE_RATES]
@@ -363,7 +331,7 @@ def run(bench: Bench, seeds: int, workers: int) -> tuple[Scores, dict[str, float
         scores[LOOK_UP, Protocol.LOOKUP, fraction] = [
             _at(job.result(), fraction, 0.0) for job in lookups
         ]
-    jobs.pool.shutdown()
+    jobs.close()
     return scores, rates
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from lidarssl.errors import ConfigError, DataError
+from lidarssl.images.base import ImageEncoder
 from lidarssl.images.stored import StoredTeacher
 from lidarssl.images.unet import SmallUNet
 from lidarssl.prepare.image_features import prepare_image_features
-from lidarssl.recipes.schema import build_encoder
+from lidarssl.recipes.schema import build_part
 from toys import MemoryDataset
 
 
@@ -36,7 +37,7 @@ def test_it_has_the_shape_of_the_encoder_that_ran(folder: Path) -> None:
 
 def test_a_recipe_can_name_it(folder: Path) -> None:
     words = ["--encoder.class_path=StoredTeacher", f"--encoder.folder={folder}"]
-    encoder, arguments = build_encoder(words)
+    encoder, arguments = build_part("encoder", ImageEncoder, words)
     assert isinstance(encoder, StoredTeacher)
     assert arguments == {"folder": str(folder)}
 

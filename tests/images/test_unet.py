@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lidarssl.errors import ConfigError, DataError
-from lidarssl.images.unet import SmallUNet
+from lidarssl.images.unet import SmallUNet, SmallUNetShape, read_shape
 
 
 @pytest.fixture
@@ -126,3 +126,49 @@ def test_a_file_that_lost_a_tensor_names_it(trained: SmallUNet, tmp_path: Path) 
     save_file(state, tmp_path / "short.safetensors", header)
     with pytest.raises(DataError, match=r"1 missing: head\.0\.weight"):
         SmallUNet(weights=tmp_path / "short.safetensors")
+
+
+def test_names_of_the_classes_travel_with_the_weights(trained: SmallUNet, tmp_path: Path) -> None:
+    path = tmp_path / "teacher.safetensors"
+    trained.save(path)
+    assert read_shape(path) == SmallUNetShape(64, 13)
+    trained.classes = tuple(f"class {k}" for k in range(13))
+    trained.save(path)
+    assert read_shape(path).classes == trained.classes
+    again = SmallUNet(num_classes=13, weights=path)
+    assert again.classes == trained.classes
+    assert SmallUNet(weights=path).classes == ()  # without a classifier
+    again.save(path)
+    assert read_shape(path).classes == trained.classes
+    # Files that were written before there were names.
+    save_file(load_file(path), path, {"lidarssl.SmallUNet": OLD})
+    assert read_shape(path) == SmallUNetShape(64, 13)
+    assert SmallUNet(num_classes=13, weights=path).classes == ()
+
+
+OLD = '{"out_channels": 64, "num_classes": 13}'
+
+
+@pytest.mark.parametrize("names", ['["a"]', '"abc"', "[1, 2, 3]", "5"])
+def test_names_of_other_classes_are_refused(trained: SmallUNet, tmp_path: Path, names: str) -> None:
+    header = {"lidarssl.SmallUNet": f'{{"out_channels": 64, "num_classes": 3, "classes": {names}}}'}
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", header)
+    with pytest.raises(DataError, match="not written by SmallUNet"):
+        read_shape(tmp_path / "a.safetensors")
+
+
+def test_labels_are_the_best_class_but_the_ignored(
+    trained: SmallUNet, images: torch.Tensor
+) -> None:
+    trained.eval()
+    with torch.no_grad():
+        trained.classifier.bias[0] = 100.0  # would always win
+        logits = trained.logits(images)
+    full = torch.nn.functional.interpolate(logits, (32, 48), mode="bilinear")[:, 1:]
+    assert torch.equal(trained.labels(images), full.argmax(1) + 1)
+    probability = full.softmax(1).amax(1)
+    middle = float(probability.median())
+    clear = (probability - middle).abs() > 1e-6
+    labels = trained.labels(images, threshold=middle)
+    assert torch.equal((labels == 0)[clear], (probability < middle)[clear])
+    assert 0.3 < float((labels == 0).float().mean()) < 0.7

@@ -53,7 +53,7 @@ def encoder() -> ImageEncoder:
 
 def prepare(
     folder: Path, encoder: ImageEncoder, dataset: MemoryDataset | None = None, **options: Any
-) -> room.ImageFeatureSummary:
+) -> room.Summary:
     options = {"progress": False, "antialias": False} | options
     dataset = dataset or MemoryDataset(frames=3)
     return prepare_image_features(dataset, "train", folder, encoder, *SIZE, **options)
@@ -216,7 +216,7 @@ def test_other_settings_need_another_folder(
     options = {"arguments": {"final_norm": False, "weights": "a"}, "antialias": False}
     options |= {"height": SIZE[0], "width": SIZE[1], "progress": False, "encoder": 0}
 
-    def run(**options: Any) -> room.ImageFeatureSummary:
+    def run(**options: Any) -> room.Summary:
         encoder = teacher(options.pop("encoder"))
         return prepare_image_features(
             MemoryDataset(frames=1), "train", tmp_path, encoder=encoder, **options

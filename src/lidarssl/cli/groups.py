@@ -58,13 +58,16 @@ class Verbs:
 
 def open_dataset(
     group: Verbs, name: str, summary: str, run: Callable[..., int | None], examples: str,
-    note: str = "", split: str = "train",
+    note: str = "", split: str = "train", describe: Callable[[str | None], str] | None = None,
 ) -> Parser:  # fmt: skip
-    """A verb whose first argument is a dataset, and which passes other options on to it."""
+    """A verb whose first argument is a dataset, and which passes other options on to it.
+
+    ``describe`` tells ``--help`` of these; default: of the dataset's.
+    """
     parser = group.open(
         name, summary, run, examples,
         f"{note}Other options go to the dataset; its name and --help list them.",
-        describe_dataset, "dataset",
+        describe or describe_dataset, "dataset",
     )  # fmt: skip
     parser.add_argument("dataset", help="e.g. semantic_kitti, nuscenes, kitti_object, folder")
     parser.add_argument("--split", default=split, help=f"of the dataset (default: {split})")

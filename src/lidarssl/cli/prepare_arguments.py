@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from lidarssl.cli import prepare_verbs
-from lidarssl.cli.groups import Verbs, add_quiet, open_dataset
+from lidarssl.cli.groups import Verbs, add_quiet, describe_dataset, open_dataset
 from lidarssl.cli.parser import Parser, at_least
 
 
@@ -15,6 +15,7 @@ def add_prepare(top: Verbs) -> None:
     passes = top.parent("prepare", "offline passes over a dataset, resumable", "passes", "PASS")
     _add_superpixels(passes)
     _add_image_features(passes)
+    _add_weak_labels(passes)
     _add_teacher(passes)
     _add_instances(passes)
 
@@ -62,12 +63,47 @@ def _add_image_features(passes: Verbs) -> None:
     parser.add_argument(
         "--dtype", choices=("float16", "float32"), default="float16", help="of the maps"
     )
-    parser.add_argument("--batch-size", type=at_least(1), default=8, help="images at once")
-    parser.add_argument(
-        "--accelerator", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-        help="device of the encoder",
-    )  # fmt: skip
+    _add_network_options(parser, 8, "encoder")
     _add_pass_options(parser, workers=2, of_workers="processes that load images")
+
+
+def _add_weak_labels(passes: Verbs) -> None:
+    nuscenes = "lidarssl prepare weak-labels nuscenes --root data/nuscenes --version v1.0-trainval"
+    parser = open_dataset(
+        passes, "weak-labels", "weak class labels of the pixels of every image",
+        prepare_verbs.weak_labels,
+        f"{nuscenes} --output weak_labels --labeller GroundedSam "
+        "--labeller.detector IDEA-Research/grounding-dino-tiny "
+        "--labeller.segmenter facebook/sam-vit-base\n"
+        f"{nuscenes} --output weak_labels --labeller UniversalSegmenter "
+        "--labeller.model facebook/mask2former-swin-large-cityscapes-semantic\n"
+        "lidarssl prepare weak-labels synthetic --root data/world --output weak_labels "
+        "--labeller SmallUNetLabeller --labeller.weights teacher.safetensors\n"
+        f"{nuscenes} --output weak_labels --camseg data/nuscenes/camseg --classes seem",
+        "--labeller NAME chooses what labels, --labeller.KEY are its arguments, listed by --help. ",
+        describe=_describe_labellers,
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, required=True, help="folder of the PNG files")
+    parser.add_argument(
+        "--camseg", type=Path, metavar="DIR",
+        help="import the labels that OLIVINE's authors distribute for nuScenes instead",
+    )  # fmt: skip
+    parser.add_argument(
+        "--classes", metavar="ORDER", help="of --camseg: seem, grounded_sam, or a JSON file"
+    )
+    parser.add_argument(
+        "--preview-every", type=at_least(0), default=100, metavar="N",
+        help="draw one of every N images with its labels (100; 0 = none)",
+    )  # fmt: skip
+    _add_network_options(parser, 4, "labeller")
+    _add_pass_options(parser, workers=2, of_workers="processes that load images")
+
+
+def _describe_labellers(dataset: str | None) -> str:
+    from lidarssl.prepare.labellers.base import Labeller
+    from lidarssl.recipes.schema import describe_part
+
+    return f"{describe_part('labeller', Labeller)}\n\n{describe_dataset(dataset)}"
 
 
 def _add_instances(passes: Verbs) -> None:
@@ -106,6 +142,17 @@ def _add_teacher(passes: Verbs) -> None:
     parser.add_argument("--workers", type=at_least(0), default=1, help="loader processes")
     parser.add_argument("--score-split", help="print its image mIoU on this split")
     add_quiet(parser)
+
+
+def _add_network_options(parser: Parser, batch_size: int, of: str) -> None:
+    """What every pass understands that runs a network over images."""
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=batch_size, help=f"images at once ({batch_size})"
+    )
+    parser.add_argument(
+        "--accelerator", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+        help=f"device of the {of}",
+    )  # fmt: skip
 
 
 def _add_pass_options(

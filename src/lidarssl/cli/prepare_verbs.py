@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING, Any
 
 from lidarssl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lidarssl.datasets.base import Dataset
     from lidarssl.images.base import ImageEncoder
+    from lidarssl.prepare.passes import Summary
 
 
 def superpixels(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.prepare.superpixels import prepare_superpixels as run
     from lidarssl.recipes.schema import build_dataset
 
-    shard = _shard(arguments.shard)
+    options = _pass_options(arguments)
     print(
         run(
             build_dataset(arguments.dataset, rest),
@@ -25,10 +28,7 @@ def superpixels(arguments: argparse.Namespace, rest: list[str]) -> None:
             compactness=arguments.compactness,
             sigma=arguments.sigma,
             scale=arguments.scale,
-            workers=arguments.workers,
-            shard=shard,
-            overwrite=arguments.overwrite,
-            progress=not arguments.quiet,
+            **options,
         )
     )
 
@@ -38,10 +38,10 @@ def image_features(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.recipes.schema import build_dataset
     from lidarssl.training.fit import choose_device
 
-    shard = _shard(arguments.shard)
-    described = [word for word in rest if word.startswith(("--encoder.", "--encoder="))]
-    dataset = build_dataset(arguments.dataset, [word for word in rest if word not in described])
-    encoder, options = _encoder(arguments, described)
+    options = _pass_options(arguments)
+    described, rest = _take("encoder", rest)
+    dataset = build_dataset(arguments.dataset, rest)
+    encoder, given = _encoder(arguments, described)
     print(
         run(
             dataset,
@@ -50,15 +50,12 @@ def image_features(arguments: argparse.Namespace, rest: list[str]) -> None:
             encoder,
             arguments.height,
             arguments.width,
-            arguments=options,
+            arguments=given,
             antialias=arguments.antialias,
             dtype=arguments.dtype,
             batch_size=arguments.batch_size,
             device=choose_device(arguments.accelerator),
-            workers=arguments.workers,
-            shard=shard,
-            overwrite=arguments.overwrite,
-            progress=not arguments.quiet,
+            **options,
         )
     )
 
@@ -66,7 +63,8 @@ def image_features(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _encoder(
     arguments: argparse.Namespace, words: list[str]
 ) -> tuple[ImageEncoder, dict[str, Any]]:
-    from lidarssl.recipes.schema import build_encoder
+    from lidarssl.images.base import ImageEncoder
+    from lidarssl.recipes.schema import build_part
 
     name = arguments.architecture
     if name is not None:
@@ -79,7 +77,7 @@ def _encoder(
         )
     if arguments.weights is not None:
         words = [*words, f"--encoder.weights={arguments.weights}"]
-    encoder, options = build_encoder(words)
+    encoder, options = build_part("encoder", ImageEncoder, words)
     if "weights" in options and options["weights"] is None:
         raise ConfigError(
             "the features of random weights teach nothing",
@@ -89,12 +87,68 @@ def _encoder(
     return encoder, options
 
 
+def weak_labels(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from lidarssl.recipes.schema import build_dataset
+
+    options = _pass_options(arguments)
+    described, rest = _take("labeller", rest)
+    if (arguments.camseg is None) == (not described):
+        raise ConfigError(
+            "needs one source of labels",
+            field="--labeller, --camseg",
+            remedy="name a labeller, e.g. --labeller GroundedSam, or a folder with --camseg",
+        )
+    dataset = build_dataset(arguments.dataset, rest)
+    if arguments.camseg is not None:
+        print(_import_camseg(arguments, dataset, options))
+    else:
+        print(_label(arguments, dataset, described, options))
+
+
+def _label(
+    arguments: argparse.Namespace, dataset: Dataset, words: list[str], options: dict[str, Any]
+) -> Summary:
+    from lidarssl.prepare.labellers.base import Labeller
+    from lidarssl.prepare.weak_labels import prepare_weak_labels
+    from lidarssl.recipes.schema import build_part
+    from lidarssl.training.fit import choose_device
+
+    if arguments.classes is not None:
+        raise ConfigError(
+            "belongs to --camseg",
+            field="--classes",
+            remedy="labellers have options of their own for their classes; --help lists them",
+        )
+    labeller, _ = build_part("labeller", Labeller, words)
+    return prepare_weak_labels(
+        dataset, arguments.split, arguments.output, labeller,
+        batch_size=arguments.batch_size, device=choose_device(arguments.accelerator),
+        preview_every=arguments.preview_every, **options,
+    )  # fmt: skip
+
+
+def _import_camseg(
+    arguments: argparse.Namespace, dataset: Dataset, options: dict[str, Any]
+) -> Summary:
+    from lidarssl.prepare.camseg import import_camseg
+
+    if arguments.classes is None:
+        raise ConfigError(
+            "the files do not tell what their values mean",
+            field="--classes",
+            remedy="give seem, grounded_sam, or a JSON file with the class order",
+        )
+    return import_camseg(
+        dataset, arguments.split, arguments.output, arguments.camseg, arguments.classes, **options
+    )
+
+
 def instances(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.prepare.instances import prepare_instances as run
     from lidarssl.recipes.schema import build_dataset
     from lidarssl.transforms.mixing import OBJECTS
 
-    shard = _shard(arguments.shard)
+    options = _pass_options(arguments)
     print(
         run(
             build_dataset(arguments.dataset, rest),
@@ -103,10 +157,7 @@ def instances(arguments: argparse.Namespace, rest: list[str]) -> None:
             classes=arguments.classes or OBJECTS,
             min_points=arguments.min_points,
             unnumbered=arguments.unnumbered,
-            workers=arguments.workers,
-            shard=shard,
-            overwrite=arguments.overwrite,
-            progress=not arguments.quiet,
+            **options,
         )
     )
 
@@ -126,6 +177,22 @@ def teacher(arguments: argparse.Namespace, rest: list[str]) -> None:
         score = score_teacher(dataset, arguments.score_split, arguments.output)
         print(f"image mIoU on {score.frames} frames: {100 * score.miou:.1f} %")
     print(arguments.output)
+
+
+def _take(name: str, words: list[str]) -> tuple[list[str], list[str]]:
+    """The options ``--NAME`` and ``--NAME.KEY``, and the others."""
+    taken = [word for word in words if re.match(rf"--{name}([.=]|$)", word)]
+    return taken, [word for word in words if word not in taken]
+
+
+def _pass_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What every resumable pass understands."""
+    return {
+        "workers": arguments.workers,
+        "shard": _shard(arguments.shard),
+        "overwrite": arguments.overwrite,
+        "progress": not arguments.quiet,
+    }
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -94,6 +94,7 @@ def train_teacher(
     if result.interrupted:
         raise KeyboardInterrupt
     encoder.fit_feature_statistics(images.split(16))
+    encoder.classes = tuple(dataset.classes.names)
     encoder.save(output)
 
 

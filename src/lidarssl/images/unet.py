@@ -25,10 +25,16 @@ _HEADER = "lidarssl.SmallUNet"  # entry of the safetensors header that holds the
 
 @dataclass(frozen=True)
 class SmallUNetShape:
-    """What the header of a file says of the network in it."""
+    """What the header of a file says of the network in it.
+
+    Attributes:
+        out_channels, num_classes: see ``SmallUNet``.
+        classes: names of the classes, the ignored one first; empty = not told.
+    """
 
     out_channels: int
     num_classes: int | None
+    classes: tuple[str, ...] = ()
 
 
 class SmallUNet(FreezableEncoder):
@@ -44,11 +50,16 @@ class SmallUNet(FreezableEncoder):
             ``num_classes`` is None, the same classes; None for random weights.
         frozen: no parameter trains.
 
+    Attributes:
+        classes: names of the classes, the ignored one first, that ``save`` writes and ``weights``
+            may tell; empty = not known.
+
     Raises:
         ConfigError: the file holds another architecture.
         DataError: the file is damaged or was not written by ``save``.
     """
 
+    classes: tuple[str, ...] = ()
     feature_mean: Tensor
     feature_std: Tensor
 
@@ -108,6 +119,28 @@ class SmallUNet(FreezableEncoder):
         )
         return scores
 
+    @torch.inference_mode()
+    def labels(self, images: Tensor, threshold: float = 0.0) -> Tensor:
+        """Class of every pixel, in eval mode; the ignored class 0 is never predicted.
+
+        Args:
+            images: (I, 3, H, W) RGB in [0, 1].
+            threshold: pixels whose class is less probable than that, among the others, are 0.
+
+        Returns:
+            (I, H, W) int64.
+
+        Raises:
+            ConfigError: the encoder has no classifier.
+        """
+        logits = self.logits(images)[:, 1:]
+        full = F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        best, label = full.max(1)
+        if threshold > 0:
+            sure = torch.exp(best - full.logsumexp(1)) >= threshold
+            return torch.where(sure, label + 1, 0)
+        return label + 1
+
     @torch.no_grad()
     def fit_feature_statistics(self, batches: Iterable[Tensor]) -> None:
         """Standardise every feature channel over some images, in eval mode.
@@ -143,7 +176,8 @@ class SmallUNet(FreezableEncoder):
         """Write the weights as safetensors, with the architecture in the header."""
         from safetensors.torch import save_file
 
-        header = json.dumps(asdict(SmallUNetShape(self.out_channels, self.num_classes)))
+        shape = SmallUNetShape(self.out_channels, self.num_classes, self.classes)
+        header = json.dumps(asdict(shape))
         # Files hold tensors in their plain layout, whatever memory format they train in.
         state = {key: value.detach().contiguous() for key, value in self.state_dict().items()}
         with replacing(Path(path)) as partial:
@@ -169,10 +203,11 @@ class SmallUNet(FreezableEncoder):
         asked = SmallUNetShape(self.out_channels, self.num_classes)
         if self.num_classes is None:
             state = {k: v for k, v in state.items() if not k.startswith("classifier.")}
-            header = replace(header, num_classes=None)
-        if header != asked:
+            header = replace(header, num_classes=None, classes=())
+        self.classes = header.classes
+        if replace(header, classes=()) != asked:
             raise ConfigError(
-                f"{path}: holds {header}, but {asked} was asked for",
+                f"{path}: holds {replace(header, classes=())}, but {asked} was asked for",
                 remedy="ask for the numbers of the file",
             )
         expected = {key: tuple(value.shape) for key, value in self.state_dict().items()}
@@ -193,14 +228,30 @@ def _convolution(before: int, after: int, stride: int = 1, dilation: int = 1) ->
     )
 
 
+def read_shape(path: Path) -> SmallUNetShape:
+    """What a file of ``SmallUNet.save`` holds.
+
+    Raises:
+        DataError: the file is damaged or was not written by ``save``.
+    """
+    return _parse_header(read_safetensors(path)[1], path)
+
+
 def _parse_header(metadata: Mapping[str, str], path: Path) -> SmallUNetShape:
     try:
         header = json.loads(metadata[_HEADER])
-        classes = header["num_classes"]
-        return SmallUNetShape(
-            int(header["out_channels"]), None if classes is None else int(classes)
+        count, names = header["num_classes"], header.get("classes", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("names that are no texts")
+        shape = SmallUNetShape(
+            int(header["out_channels"]), None if count is None else int(count), tuple(names)
         )
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        if len(names) not in (0, shape.num_classes):
+            raise ValueError("names of other classes")
+        return shape
+    except (
+        KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError,
+    ) as error:  # fmt: skip
         raise DataError(
             "was not written by SmallUNet.save",
             path=path,

@@ -136,7 +136,7 @@ def _load_transformers(
     arguments: Mapping[str, Any],
 ) -> Any:
     """Fill all weights of a model, from ``source`` itself where ``state`` is None."""
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             model, report = model_class.from_pretrained(
                 None if state is not None else source,
@@ -183,7 +183,7 @@ def is_pretrained_source(weights: str | Path) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bar and no loading report: what matters of it is raised as an error."""
     from transformers.utils import logging
 

@@ -1,7 +1,7 @@
 """The objects of a labelled split, cut out once and kept for instance CutMix.
 
 ``transforms.instance_bank`` describes the files. The pass can be killed at any moment and started
-again, and shared by machines: whole parts are not made twice, and neither changes a byte.
+again, and shared by machines: neither changes a byte.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from tqdm import tqdm
 
 from lidarssl.datasets.base import Dataset, describe_missing
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Field, Frame, FrameId
+from lidarssl.prepare.passes import Outcome, check_same, check_shard, outcomes
 from lidarssl.transforms.instance_bank import (
     SCANS_PER_PART,
     SETTINGS_FILE,
@@ -116,12 +115,7 @@ def prepare_instances(
         DataError: a scan cannot be read.
     """
     settings = _settings(dataset, split, classes, min_points, unnumbered)
-    if not 0 <= shard[0] < shard[1]:
-        raise ConfigError(
-            f"shard {shard[0]}/{shard[1]} does not exist",
-            field="shard",
-            remedy="from 0: 0/4 to 3/4",
-        )
+    check_shard(shard)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     if not overwrite:
@@ -130,12 +124,9 @@ def prepare_instances(
     work = _Work(dataset, folder, settings, shard, overwrite)
     summary, started = InstanceSummary(folder, settings, work.scans), time.monotonic()
     found = Counter[int]()
-    loader = DataLoader(work, batch_size=None, num_workers=min(workers, len(work)))
-    for outcome in tqdm(loader, "instances", unit="part", disable=not progress):
-        if outcome.error is not None:
-            raise outcome.error
+    for outcome in outcomes(work, len(work), "instances", "part", workers, progress=progress):
         summary.written += outcome.written
-        summary.kept += not outcome.written
+        summary.kept += outcome.kept
         found += Counter(outcome.labels)
     ids = class_ids(classes, dataset.classes.names)
     summary.found = {name: found[label] for name, label in zip(settings.classes, ids, strict=True)}
@@ -224,28 +215,18 @@ def _check_same(folder: Path, settings: BankSettings) -> None:
     if not path.is_file():
         return
     stored, asked = asdict(read_settings(folder)), asdict(settings)
-    differs = [name for name in asked if stored[name] != asked[name]]
-    if differs:
-        told = [f"{name} {_short(stored[name])}, not {_short(asked[name])}" for name in differs]
-        raise ConfigError(
-            f"the bank in this folder was made with other settings: {'; '.join(told)}",
-            path=path,
-            field=", ".join(differs),
-            remedy="choose another folder, or --overwrite",
-        )
-
-
-def _short(value: object) -> str:
-    return " ".join(value)[:80] if isinstance(value, tuple) else str(value)
+    check_same(path, "the bank in this folder was", stored, asked)
 
 
 @dataclass
-class _Outcome:
-    """What became of one part; ``error`` ended it."""
+class _Outcome(Outcome):
+    """What became of one part.
+
+    Attributes:
+        labels: instances of each class in it.
+    """
 
     labels: dict[int, int] = field(default_factory=dict)
-    written: bool = False
-    error: DataError | None = None
 
 
 class _Work(TorchDataset[_Outcome]):
@@ -278,13 +259,14 @@ class _Work(TorchDataset[_Outcome]):
         path = part_path(self.folder, self.parts[index])
         try:
             instances = None if self.overwrite else self.kept(path)
-            written = instances is None
+            written = int(instances is None)
             if instances is None:
                 instances = self.cut(self.parts[index])
                 save_part(path, instances, self.settings)
         except DataError as error:
             return _Outcome(error=error)
-        return _Outcome(dict(Counter(instances.label.tolist())), written)
+        counts = dict(Counter(instances.label.tolist()))
+        return _Outcome(written, kept=1 - written, labels=counts)
 
     def kept(self, path: Path) -> Instances | None:
         """A part that an earlier pass made, where it is whole."""

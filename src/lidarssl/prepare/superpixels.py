@@ -1,30 +1,33 @@
 """Superpixels of every image of a split, computed once and kept as PNG files.
 
-``transforms.superpixels`` describes the files. The pass can be killed at any moment and started
-again: a file appears under its name only when it is whole, and whole files are not made twice.
+``transforms.superpixels`` describes the files.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
-from tqdm import tqdm
 
 from lidarssl.datasets.base import Dataset
-from lidarssl.errors import ConfigError, DataError
-from lidarssl.frame import Camera, Field, FrameId
-from lidarssl.prepare.passes import OnError, check_on_error, frames_with_images, in_words
+from lidarssl.errors import DataError
+from lidarssl.frame import Camera, FrameId
+from lidarssl.prepare.passes import (
+    ImageWork,
+    OnError,
+    Summary,
+    announce,
+    check_options,
+    frames_with_images,
+    in_words,
+    run_pass,
+)
 from lidarssl.replacing import replacing
 from lidarssl.transforms.images import image_of, image_size
 from lidarssl.transforms.superpixels import (
@@ -37,34 +40,6 @@ from lidarssl.transforms.superpixels import (
 )
 
 _LARGEST_ID = 2**16 - 1
-
-
-@dataclass
-class SuperpixelSummary:
-    """What a pass did.
-
-    Attributes:
-        folder: where the files are.
-        frames: frames of this shard.
-        written: images segmented.
-        kept: images whose file was there and whole.
-        failures: one message per frame or image that could not be done.
-        seconds: wall clock.
-    """
-
-    folder: Path
-    frames: int = 0
-    written: int = 0
-    kept: int = 0
-    failures: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        text = (
-            f"{self.folder}: {self.written} images segmented, {self.kept} kept, "
-            f"{len(self.failures)} failed, {self.frames} frames in {self.seconds:.0f} s"
-        )
-        return "\n  ".join([text, *self.failures])
 
 
 def prepare_superpixels(
@@ -80,7 +55,7 @@ def prepare_superpixels(
     overwrite: bool = False,
     on_error: OnError = "raise",
     progress: bool = True,
-) -> SuperpixelSummary:
+) -> Summary:
     """Write ``<output>/<camera token>.png`` for every image of a split.
 
     Args:
@@ -101,25 +76,18 @@ def prepare_superpixels(
     """
     settings = SlicSettings(segments, compactness, sigma, scale)
     frames = frames_with_images(dataset, split, shard)
-    check_on_error(on_error)
+    check_options(on_error)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     if not overwrite:
         check_settings(folder, settings)
     with replacing(folder / SETTINGS_FILE) as partial:
         partial.write_text(json.dumps(asdict(settings)))
-    work = _Work(dataset, frames, folder, settings, overwrite)
-    summary, started = SuperpixelSummary(folder, len(frames)), time.monotonic()
+    work = _Segmenting(dataset, frames, folder, overwrite, settings)
     _announce(work, max(1, workers), progress)
-    loader = DataLoader(work, batch_size=None, num_workers=min(workers, len(frames)))
-    for outcome in tqdm(loader, "superpixels", unit="frame", disable=not progress):
-        if outcome.error is not None and on_error == "raise":
-            raise outcome.error
-        summary.written += outcome.written
-        summary.kept += outcome.kept
-        if outcome.error is not None:
-            summary.failures.append(str(outcome.error))
-    summary.seconds = time.monotonic() - started
+    summary = Summary(folder, "segmented", len(frames))
+    # The workers leave no image to this process.
+    list(run_pass(work, summary, "superpixels", workers, on_error, progress))
     return summary
 
 
@@ -141,68 +109,33 @@ def save_superpixels(path: Path, ids: Tensor) -> None:
         Image.fromarray(array).save(partial, format="PNG")
 
 
-@dataclass
-class _Outcome:
-    """What was done for one frame; ``error`` ended it."""
-
-    written: int = 0
-    kept: int = 0
-    error: DataError | None = None
-
-
-class _Work(TorchDataset[_Outcome]):
-    """Item i segments the images of frame i: a loader's workers are the processes of the pass."""
+class _Segmenting(ImageWork):
+    """A loader's workers are the processes of the pass."""
 
     def __init__(
         self,
         dataset: Dataset,
         frames: Sequence[FrameId],
         folder: Path,
-        settings: SlicSettings,
         overwrite: bool,
+        settings: SlicSettings,
     ) -> None:
-        self.dataset, self.frames, self.folder = dataset, frames, folder
-        self.settings, self.overwrite = settings, overwrite
+        super().__init__(dataset, frames, folder, overwrite)
+        self.settings = settings
 
-    def __len__(self) -> int:
-        return len(self.frames)
+    def path(self, camera: Camera) -> Path:
+        return superpixel_path(self.folder, camera)
 
-    def __getitem__(self, index: int) -> _Outcome:
-        outcome = _Outcome()
-        try:
-            for camera in self.cameras(index):
-                path = superpixel_path(self.folder, camera)
-                if not self.overwrite and _is_whole(path, camera):
-                    outcome.kept += 1
-                else:
-                    save_superpixels(path, slic(image_of(camera), self.settings))
-                    outcome.written += 1
-        except ConfigError:
-            raise
-        except DataError as error:
-            outcome.error = error
-        return outcome
-
-    def cameras(self, index: int) -> tuple[Camera, ...]:
-        return self.dataset.load(self.frames[index], Field.IMAGES).cameras
-
-
-def _is_whole(path: Path, camera: Camera) -> bool:
-    if not path.is_file():
-        return False
-    try:
+    def check(self, path: Path, camera: Camera) -> None:
         read_superpixels(path, image_size(camera))
-    except DataError:
-        return False
-    return True
+
+    def make(self, path: Path, camera: Camera) -> None:
+        save_superpixels(path, slic(image_of(camera), self.settings))
 
 
-def _announce(work: _Work, processes: int, progress: bool) -> None:
+def _announce(work: _Segmenting, processes: int, progress: bool) -> None:
     """Tell how long the pass will take, from the time of one image."""
-    try:
-        cameras = work.cameras(0) if len(work) else ()
-    except DataError:
-        return
+    cameras = work.first_cameras()
     if not cameras:
         return
     started = time.perf_counter()
@@ -211,10 +144,8 @@ def _announce(work: _Work, processes: int, progress: bool) -> None:
     images = len(work) * len(cameras)
     there = 0 if work.overwrite else sum(1 for _ in work.folder.glob("*.png"))
     hours = max(0, images - there) * seconds / processes / 3600
-    message = (
+    announce(
         f"{images} images, {min(there, images)} there already; {seconds:.2f} s each: about "
-        f"{in_words(hours)} in {processes} process(es)"
+        f"{in_words(hours)} in {processes} process(es)",
+        progress,
     )
-    logging.getLogger(__name__).info(message)
-    if progress:
-        tqdm.write(message, file=sys.stderr)
