@@ -23,7 +23,9 @@ from lidarssl.cli import build_parser
 from lidarssl.datasets.world.config import WorldConfig
 from lidarssl.errors import ConfigError
 from lidarssl.experiments.downstream import POINTS
+from lidarssl.images.base import ImageEncoder
 from lidarssl.metrics.segmentation import PROTOCOLS
+from lidarssl.prepare.labellers.base import Labeller
 from lidarssl.recipes import schema
 from lidarssl.recipes.overrides import override
 
@@ -97,6 +99,25 @@ def own_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@dataclass
+class Parts:
+    """What passes of `lidarssl prepare` build beside a dataset."""
+
+    encoder: ImageEncoder
+    labeller: Labeller
+
+
+def parts_of(words: list[str]) -> tuple[list[str], list[str]]:
+    """Words of the options of ``Parts``, with their values, and the others."""
+    own: list[str] = []
+    others: list[str] = []
+    for word in words:
+        if word.startswith("--"):
+            place = own if re.match(r"--(encoder|labeller)(\.|=|$)", word) else others
+        place.append(word)
+    return own, others
+
+
 @pytest.mark.parametrize("words", lidarssl_commands())
 def test_commands_name_verbs_options_and_recipes_that_exist(
     words: list[str], own_recipes: Path
@@ -107,10 +128,9 @@ def test_commands_name_verbs_options_and_recipes_that_exist(
     if verb in KINDS:
         schema.parse(arguments.recipe, overrides, KINDS[verb])
     elif hasattr(arguments, "dataset"):
-        of_encoder = [word for word in overrides if word.startswith("--encoder.")]
-        of_dataset = [word for word in overrides if word not in of_encoder]
+        parts, of_dataset = parts_of(overrides)
         override(schema.dataset_class(arguments.dataset), {}, of_dataset)
-        override(schema.Encoding, {}, ["--encoder.class_path=ViT", *of_encoder])
+        override(Parts, {}, ["--encoder.class_path=ViT", *parts])
     elif words[:2] == ["data", "synthesize"]:
         override(WorldConfig, {}, overrides)
     else:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lidarssl.report import figures
+from lidarssl.report.class_prototypes import ClassPrototypes
 from lidarssl.report.distillation import DistilledFeatures
 from lidarssl.report.occupancy import FREE, FULL, UNKNOWN, OccupancySlices
 from lidarssl.report.schema import (
@@ -186,6 +187,21 @@ def write_figures(run: Path, rng: np.random.Generator) -> tuple[PictureRecord, .
             DistilledFeatures(image, row, col, features[ahead], features[ahead] + 0.5),
             Section.PREDICTIONS,
             "Features of the image encoder and of the points",
+        ),
+        (
+            ClassPrototypes(
+                image,
+                row,
+                col,
+                prediction[ahead],
+                np.linspace(60, 400, 8),
+                np.array([0.6, 0.6, 0.6, 0.5, 0.6, 0.6, 0.3, 0.0]),
+                COLORS,
+                NAMES,
+                bands,
+            ),
+            Section.FEATURES,
+            "Classes of the weak labels",
         ),
         (occupancy(points, rng), Section.PREDICTIONS, "Space around the street"),
     )

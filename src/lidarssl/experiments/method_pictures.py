@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from functools import singledispatch
 
+from lidarssl.experiments.class_prototypes import olivine_classes
 from lidarssl.experiments.distillation import scalr_features
 from lidarssl.experiments.occupancy import also_occupancy
 from lidarssl.experiments.pictures import PictureBook
 from lidarssl.frame import Frame
 from lidarssl.methods.also import Also
 from lidarssl.methods.base import Method
+from lidarssl.methods.olivine import Olivine
 from lidarssl.methods.scalr import Scalr
 from lidarssl.methods.slidr import Slidr
 from lidarssl.transforms.superpixels import slic
@@ -43,3 +45,10 @@ def _(method: Also, frame: Frame, book: PictureBook) -> None:
 def _(method: Scalr, frame: Frame, book: PictureBook) -> None:
     if frame.cameras:
         book.add_distilled(frame, scalr_features(method, frame))
+
+
+@add_method_pictures.register
+def _(method: Olivine, frame: Frame, book: PictureBook) -> None:
+    figure = olivine_classes(method, frame) if frame.cameras else None
+    if figure is not None:
+        book.add_weak_classes(frame, figure)

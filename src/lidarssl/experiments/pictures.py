@@ -16,6 +16,7 @@ from lidarssl.batching import collate
 from lidarssl.datasets.base import ClassTable, Dataset
 from lidarssl.experiments.occupancy import OccupancyAt, occupancy_slices
 from lidarssl.frame import Field, Frame, FrameId
+from lidarssl.report.class_prototypes import ClassPrototypes
 from lidarssl.report.distillation import DistilledFeatures
 from lidarssl.report.figures import (
     BevPrediction,
@@ -151,6 +152,32 @@ class PictureBook:
             f"Scan {frame.id}, which training did not see. The three main directions of both "
             "as red, green, blue: the same colour means the same feature. Shown are the "
             "points that a training step would take: thinned, in one camera, around one place.",
+            Section.FEATURES,
+        )
+
+    def add_weak_classes(self, frame: Frame, figure: ClassPrototypes | CameraLabels) -> None:
+        """Weak labels of an image, with the points by the nearest class where there is one."""
+        if isinstance(figure, CameraLabels):
+            title, caption = "Weak labels", "No class has a distribution here."
+            self.add("weak_labels", figure, title, f"Scan {frame.id}. {caption}", Section.INPUT)
+            return
+        compared = (
+            "Agree: share of the points with this weak label whose nearest class it is; weak "
+            "labels err too."
+            if figure.pixels is not None
+            else "The folder of weak labels has no file of this image to compare with."
+        )
+        self.add(
+            "class_prototypes",
+            figure,
+            "Classes: their distributions, and the points nearest to each",
+            f"Scan {frame.id}. A point has the class whose mean direction is nearest to its "
+            "feature: one kind of thing should have one colour, with borders where the image has "
+            "them. One colour over everything, or all of them mixed like confetti, means that the "
+            "directions do not tell the classes apart. Bars: concentration kappa, the larger the "
+            "more alike the features of a class; one with a gap is cut. Weight: of features in "
+            "the mean, 0 to 1. A class that was not seen while the means were estimated gets no "
+            f"point. {compared}",
             Section.FEATURES,
         )
 

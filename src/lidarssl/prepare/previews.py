@@ -28,7 +28,7 @@ def class_colours(count: int) -> list[Colour]:
     """
     colours = (
         colorsys.hsv_to_rgb(
-            (index * _GOLDEN_RATIO) % 1, (0.9, 0.55)[index % 2], (1.0, 0.75, 0.9)[index % 3]
+            (index * _GOLDEN_RATIO) % 1, (0.5, 0.95)[index % 2], (0.85, 1.0, 0.65)[index % 3]
         )
         for index in range(count)
     )

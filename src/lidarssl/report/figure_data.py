@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lidarssl.report.palette import visible
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -62,3 +64,15 @@ class FigureData:
 def to_array(value: Any) -> NDArray[Any]:
     # By attribute: a report is written without importing torch.
     return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+
+
+def class_key(names: tuple[str, ...], colors: NDArray[Any], seen: NDArray[Any]) -> Key:
+    """The classes that occur, without the ignored one."""
+    palette = np.round(255 * visible(to_array(colors))).astype(int).tolist()
+    return Key(
+        classes=tuple(
+            (names[index], (palette[index][0], palette[index][1], palette[index][2]))
+            for index in np.unique(seen).tolist()
+            if 0 < index < min(len(names), len(palette))
+        )
+    )

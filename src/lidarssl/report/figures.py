@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from lidarssl.errors import DataError
 from lidarssl.report import pictures
+from lidarssl.report.class_prototypes import ClassPrototypes
 from lidarssl.report.distillation import DistilledFeatures
-from lidarssl.report.figure_data import FigureData, Key, Panel, to_array
+from lidarssl.report.figure_data import FigureData, Key, Panel, class_key, to_array
 from lidarssl.report.occupancy import OccupancySlices
-from lidarssl.report.palette import visible
 from lidarssl.report.pictures import Array, View
 from lidarssl.report.scores import percent
 
@@ -92,7 +92,7 @@ class CameraLabels(FigureData):
         return (Panel("", pictures.camera_labels(self.image, self.labels, self.colors)),)
 
     def key(self) -> Key:
-        return _class_key(self.names, self.colors, to_array(self.labels))
+        return class_key(self.names, self.colors, to_array(self.labels))
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class BevPrediction(FigureData):
 
     def key(self) -> Key:
         seen = np.concatenate([to_array(self.truth), to_array(self.prediction)])
-        return _class_key(self.names, self.colors, seen)
+        return class_key(self.names, self.colors, seen)
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,7 @@ KINDS: tuple[type[FigureData], ...] = (
     BevScalar,
     OccupancySlices,
     DistilledFeatures,
+    ClassPrototypes,
 )
 
 
@@ -296,15 +297,3 @@ def _from_array(value: NDArray[Any]) -> Any:
     if value.dtype.kind == "U":
         return str(value) if value.ndim == 0 else tuple(str(item) for item in value)
     return value.item() if value.ndim == 0 else value
-
-
-def _class_key(names: tuple[str, ...], colors: Array, seen: Array) -> Key:
-    """The classes that occur, without the ignored one."""
-    palette = np.round(255 * visible(to_array(colors))).astype(int).tolist()
-    return Key(
-        classes=tuple(
-            (names[index], (palette[index][0], palette[index][1], palette[index][2]))
-            for index in np.unique(seen).tolist()
-            if 0 < index < min(len(names), len(palette))
-        )
-    )
