@@ -17,8 +17,7 @@ from torch import Tensor
 
 from lidarssl.errors import ConfigError, DataError, require
 from lidarssl.images.frozen import IMAGENET_MEAN, IMAGENET_STD
-from lidarssl.images.weights import quiet_transformers as quiet_transformers
-from lidarssl.images.weights import is_pretrained_source
+from lidarssl.images.weights import is_pretrained_source, quiet_transformers
 from lidarssl.weights import reason
 
 # Beside the weights: of training, or made anew by the constructor.
