@@ -1,4 +1,4 @@
-"""What datasets of scans and labels alone share: folders of .bin and .label files."""
+"""What datasets of scans with per-point labels share: folders of .bin and .label files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lidarssl.datasets.base import Dataset
 from lidarssl.datasets.files import POINT_FILE_LIMIT, list_names, read_bytes
-from lidarssl.datasets.point_files import make_cloud, map_labels, parse_bin, parse_labels
+from lidarssl.datasets.point_files import (
+    PointCloud,
+    make_cloud,
+    map_labels,
+    parse_bin,
+    parse_labels,
+)
 from lidarssl.errors import DataError, unknown_name
 from lidarssl.frame import Field, Frame, FrameId
 
@@ -21,7 +28,9 @@ from lidarssl.frame import Field, Frame, FrameId
 class ScanFolders(Dataset):
     """``<folder>/<sequence>/{<scans>,labels}``: no cameras, no calibration, no poses.
 
-    Sequences that are not there are left out. Labels are the lower 16 bits of a .label entry.
+    Sequences that are not there are left out. Semantic labels are the lower 16 bits of a .label
+    entry; an instance id, where a dataset has any, is the whole entry, as in SemanticKITTI's
+    panoptic evaluation.
 
     Attributes:
         scans: folder of the .bin files of a sequence.
@@ -78,43 +87,68 @@ class ScanFolders(Dataset):
         return f"sequences {', '.join(gone)}" if gone else ""
 
     def provides(self, split: str) -> Field:
-        labels = self.folder / self.frames(split)[0].sequence / "labels"
-        labelled = next(labels.glob("*.label"), None) is not None
-        return Field.SEMANTIC if labelled else Field.NONE
+        return self._fields(self.frames(split)[0].sequence)
 
     def load(self, frame: FrameId, fields: Field = Field.ALL) -> Frame:
-        self._check(frame)
-        path = self.folder / frame.sequence / self.scans / f"{frame.token}.bin"
-        data = read_bytes(path, POINT_FILE_LIMIT)
-        cloud = make_cloud(parse_bin(data, path, self.columns), path)
-        return Frame(
-            id=frame,
-            intensity_statistics=self.intensity_statistics,
-            points=cloud.points,
-            intensity=cloud.intensity,
-            ring=cloud.ring,
-            semantic=self._labels(frame, len(cloud.points)) if Field.SEMANTIC in fields else None,
-        )
-
-    def _check(self, frame: FrameId) -> None:
-        """Refuse an id that ``frames`` cannot have returned, which might lead anywhere."""
-        known = {name for names in self.split_sequences.values() for name in names}
-        named = re.fullmatch(r"[^\\/\0.][^\\/\0]{0,199}", frame.token)
-        if frame.dataset != self.name or frame.sequence not in known or not named:
+        if frame.dataset != self.name or not self._may_be(frame):
             raise DataError(
                 f"'{frame}' is not the id of a scan",
                 path=self.folder,
                 field="token",
                 remedy="use an id that frames() returned",
             )
+        cloud = self._cloud(frame)
+        semantic, instance = self._labels(frame, len(cloud.points), fields)
+        return Frame(
+            id=frame,
+            intensity_statistics=self.intensity_statistics,
+            points=cloud.points,
+            intensity=cloud.intensity,
+            ring=cloud.ring,
+            semantic=semantic,
+            instance=instance,
+        )
 
-    def _labels(self, frame: FrameId, points: int) -> Tensor | None:
-        folder = self.folder / frame.sequence / "labels"
-        if not folder.is_dir():
-            return None
+    def _may_be(self, frame: FrameId) -> bool:
+        """Whether ``frames`` can have returned this id; any other might lead anywhere."""
+        known = {name for names in self.split_sequences.values() for name in names}
+        named = re.fullmatch(r"[^\\/\0.][^\\/\0]{0,199}", frame.token)
+        return frame.sequence in known and named is not None
+
+    def _fields(self, sequence: str) -> Field:
+        """What the scans of a sequence that is there carry."""
+        labelled = next(self._label_folder(sequence).glob("*.label"), None) is not None
+        return self._label_fields(sequence) if labelled else Field.NONE
+
+    def _label_folder(self, sequence: str) -> Path:
+        return self.folder / sequence / "labels"
+
+    def _label_fields(self, sequence: str) -> Field:
+        """What the .label files of a sequence hold."""
+        return Field.SEMANTIC
+
+    def _cloud(self, frame: FrameId) -> PointCloud:
+        path = self.folder / frame.sequence / self.scans / f"{frame.token}.bin"
+        data = read_bytes(path, POINT_FILE_LIMIT)
+        return make_cloud(parse_bin(data, path, self.columns), path)
+
+    def _labels(
+        self, frame: FrameId, points: int, fields: Field
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Semantic and instance labels, (N,) int64 each, as far as asked for and there."""
+        held = fields & self._label_fields(frame.sequence)
+        folder = self._label_folder(frame.sequence)
+        if not held or not folder.is_dir():
+            return None, None
         path = folder / f"{frame.token}.label"
         raw = parse_labels(read_bytes(path, POINT_FILE_LIMIT), path, "<u4", points)
-        return map_labels(raw & 0xFFFF, self._lookup, path)
+        semantic = instance = None
+        if Field.SEMANTIC in held:
+            semantic = map_labels(raw & 0xFFFF, self._lookup, path)
+        if Field.INSTANCE in held:
+            # The upper half alone repeats between classes; the whole label names one object.
+            instance = torch.from_numpy(np.where(raw >> 16 > 0, raw, 0))
+        return semantic, instance
 
     @cached_property
     def _lookup(self) -> np.ndarray:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from lidarssl.datasets.semantic_kitti import SEQUENCES, SemanticKitti
 from lidarssl.errors import DataError
 from lidarssl.frame import Field, FrameId
@@ -30,12 +28,7 @@ class ScribbleKitti(SemanticKitti):
     name no object: train has no instances. Sequences that are not there are left out.
 
     Args:
-        root: folder that holds ``dataset/sequences``, or ``sequences``.
-        cameras: any of ``image_2`` (left colour) and ``image_3`` (right colour); the grey
-            ``image_0`` and ``image_1`` too.
-        image_scale: factor on the size of images, in (0, 1].
-        ignore_unknown_labels: map raw ids outside the learning map to the ignored class instead
-            of refusing the frame.
+        root, cameras, image_scale, ignore_unknown_labels: as the base.
 
     Raises:
         ConfigError: unknown camera or image scale.
@@ -64,15 +57,9 @@ class ScribbleKitti(SemanticKitti):
                 f"none of the {_THINNED_SCANS} scans 000000, 000010, ... of sequence 08 is here",
                 path=self.folder / "08",
                 field="velodyne",
-                remedy=f"unpack {self.scan_archive} here, or use split val",
+                remedy=f"unpack {self.archive} here, or use split val",
             )
         return kept
-
-    def provides(self, split: str) -> Field:
-        provided = super().provides(split)
-        if self.frames(split)[0].sequence in _SCRIBBLED:
-            provided &= ~Field.INSTANCE
-        return provided
 
     def absent(self, split: str) -> str:
         if split != _THINNED:
@@ -84,9 +71,5 @@ class ScribbleKitti(SemanticKitti):
         folder = "scribbles" if sequence in _SCRIBBLED else "labels"
         return self.folder / sequence / folder
 
-    def _labels(
-        self, frame: FrameId, points: int, fields: Field
-    ) -> tuple[Tensor | None, Tensor | None]:
-        if frame.sequence in _SCRIBBLED:
-            fields &= ~Field.INSTANCE
-        return super()._labels(frame, points, fields)
+    def _label_fields(self, sequence: str) -> Field:
+        return Field.SEMANTIC if sequence in _SCRIBBLED else super()._label_fields(sequence)

@@ -78,8 +78,7 @@ class SemanticKitti(KittiSequences):
         cameras: any of ``image_2`` (left colour) and ``image_3`` (right colour); the grey
             ``image_0`` and ``image_1`` too.
         image_scale: factor on the size of images, in (0, 1].
-        ignore_unknown_labels: map raw ids outside the learning map to the ignored class instead
-            of refusing the frame.
+        ignore_unknown_labels: as the base.
         fractions: whose shares of the labels: ``slidr`` = every n-th scan; ``segcontrast`` = the
             fixed lists of SegContrast, as ALSO, BEVContrast and NCLR.
 
@@ -93,7 +92,7 @@ class SemanticKitti(KittiSequences):
     classes = ClassTable(tuple(_CLASSES), tuple(color for color, _ in _CLASSES.values()))
     learning_map = LEARNING_MAP
     split_sequences = SEQUENCES
-    scan_archive = "data_odometry_velodyne.zip"
+    archive = "data_odometry_velodyne.zip"
     calibration_archive = "data_odometry_calib.zip"
 
     def __init__(
@@ -113,11 +112,6 @@ class SemanticKitti(KittiSequences):
         self.cameras = tuple(cameras)
         self.image_scale = check_scale(image_scale)
         self.fractions = fractions
-
-    def provides(self, split: str) -> Field:
-        folder = self.folder / self.frames(split)[0].sequence
-        images = self.cameras and all((folder / camera).is_dir() for camera in self.cameras)
-        return super().provides(split) | (Field.IMAGES if images else Field.NONE)
 
     def absent(self, split: str) -> str:
         listed = sum(_SCANS[int(sequence)] for sequence in SEQUENCES[split])
@@ -142,6 +136,11 @@ class SemanticKitti(KittiSequences):
             return None
         listed = _listed_scans(skip)
         return sum(len(listed.get(sequence, ())) for sequence in SEQUENCES[split])
+
+    def _fields(self, sequence: str) -> Field:
+        folder = self.folder / sequence
+        images = self.cameras and all((folder / camera).is_dir() for camera in self.cameras)
+        return super()._fields(sequence) | (Field.IMAGES if images else Field.NONE)
 
     def _cameras(self, frame: FrameId) -> tuple[Camera, ...]:
         folder = self.folder / frame.sequence

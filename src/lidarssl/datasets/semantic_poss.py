@@ -71,8 +71,8 @@ class SemanticPoss(KittiSequences):
     split_sequences = SEQUENCES
     # The projections of its calib.txt belong to no image of the release.
     calibration_keys = ("Tr",)
-    scan_archive = "the SemanticPOSS archive"
-    calibration_archive = scan_archive
+    archive = "the SemanticPOSS archive"
+    calibration_archive = archive
 
     def __init__(
         self, root: str | Path, tags: bool = True, ignore_unknown_labels: bool = False

@@ -200,9 +200,7 @@ class Olivine(ImageToLidar):
         tokens, images = self.backbone(batch.points), self.encode_images(batch)
         points, semantic = self.embed(tokens.features)
         matches, token = batch.matches, tokens.token_of_point[batch.matches.point]
-        # Reaches every parameter, whichever term has nothing to say in this batch.
-        heads = sum((one.sum() for one in self.image_head.parameters()), points.sum())
-        loss, terms = 0.0 * (heads + semantic.sum()), {}
+        loss, terms = _zero_through(points, semantic, *self.image_head.parameters()), {}
         if self.weights.points:
             term = self._contrast_points(points, token, images, matches, generator)
             loss, terms["points"] = loss + self.weights.points * term, term.detach()
@@ -260,6 +258,11 @@ class Olivine(ImageToLidar):
 
     def _pixels(self, images: Tensor, matches: Matches, head: int) -> Tensor:
         return self.image_head.sample(images, matches.image, matches.row, matches.col, head)
+
+
+def _zero_through(*tensors: Tensor) -> Tensor:
+    """0 with a gradient of 0 for every tensor: some term has nothing to say of it in this batch."""
+    return torch.cat([tensor.flatten()[:0] for tensor in tensors]).sum()
 
 
 def _labels(matches: Matches) -> Tensor:

@@ -16,21 +16,19 @@ from lidarssl.datasets.nuscenes import NuScenes
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Camera, FrameId
 from lidarssl.prepare.passes import (
-    ImageWork,
     OnError,
     Summary,
     check_options,
     frames_with_images,
     run_pass,
 )
-from lidarssl.prepare.weak_labels import claim
+from lidarssl.prepare.weak_labels import WeakLabelWork, claim
 from lidarssl.transforms.images import image_size
 from lidarssl.transforms.weak_labels import (
     WeakLabelSettings,
     class_order,
     read_weak_labels,
     save_weak_labels,
-    weak_label_path,
 )
 
 _REMEDY = (
@@ -90,7 +88,7 @@ def import_camseg(
     return summary
 
 
-class _Importing(ImageWork):
+class _Importing(WeakLabelWork):
     """Reads a file of the archive, and writes what it says under the camera's token."""
 
     def __init__(
@@ -102,17 +100,11 @@ class _Importing(ImageWork):
         archive: Path,
         settings: WeakLabelSettings,
     ) -> None:
-        super().__init__(dataset, frames, folder, overwrite)
-        self.archive, self.settings = archive, settings
+        super().__init__(dataset, frames, folder, overwrite, settings)
+        self.archive = archive
         key_frames = dataset.index.key_frames.values()
         readings = [reading for frame in key_frames for reading in frame.readings.values()]
         self.names = {reading.token: reading.filename for reading in readings}
-
-    def path(self, camera: Camera) -> Path:
-        return weak_label_path(self.folder, camera)
-
-    def check(self, path: Path, camera: Camera) -> None:
-        read_weak_labels(path, image_size(camera), self.settings)
 
     def make(self, path: Path, camera: Camera) -> None:
         stem = check_name(PurePosixPath(self.names[camera.token]).stem, None, "filename")

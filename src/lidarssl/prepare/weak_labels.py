@@ -132,8 +132,13 @@ def _plain(settings: WeakLabelSettings) -> dict[str, Any]:
     return values | {f"labeller.{name}": value for name, value in labeller.items()}
 
 
-class _Loading(ImageWork):
-    """Leaves the images, as the dataset loads them, to the process of the pass."""
+class WeakLabelWork(ImageWork):
+    """Work on the files of a folder of weak labels.
+
+    Args:
+        dataset, frames, folder, overwrite: as the base.
+        settings: of the folder.
+    """
 
     def __init__(
         self,
@@ -151,6 +156,10 @@ class _Loading(ImageWork):
 
     def check(self, path: Path, camera: Camera) -> None:
         read_weak_labels(path, image_size(camera), self.settings)
+
+
+class _Loading(WeakLabelWork):
+    """Leaves the images, as the dataset loads them, to the process of the pass."""
 
     def make(self, path: Path, camera: Camera) -> Tensor:
         return image_of(camera)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -89,3 +89,15 @@ def as_unit_float(image: Tensor, device: torch.device) -> Tensor:
     """(3, H, W) float32 in [0, 1] of a uint8 or float image, on ``device``."""
     moved = image.to(device)
     return moved.float() / 255 if moved.dtype == torch.uint8 else moved.float()
+
+
+def by_size(images: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Indices of images of one size at a time.
+
+    Networks see padding (windows and convolutions reach into it), so images of different sizes in
+    one batch would change each other's labels.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault(tuple(image.shape[-2:]), []).append(index)
+    yield from groups.values()

@@ -6,7 +6,7 @@ them it does not round the resized image to 8 bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from lidarssl.errors import ConfigError, DataError, require
 from lidarssl.images.frozen import IMAGENET_MEAN, IMAGENET_STD
 from lidarssl.images.weights import is_pretrained_source, quiet_transformers
+from lidarssl.prepare.labellers.base import by_size as by_size
 from lidarssl.weights import reason
 
 # Beside the weights: of training, or made anew by the constructor.
@@ -176,18 +177,6 @@ def input_size(height: int, width: int, rule: Mapping[str, int]) -> tuple[int, i
         most = rule["longest_edge"]
         sides = max(1, int(short * most / long + 0.5)), most
     return sides if height <= width else sides[::-1]
-
-
-def by_size(images: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Indices of images of one size at a time.
-
-    Networks see padding (windows and convolutions reach into it), so images of different sizes in
-    one batch would change each other's labels.
-    """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, image in enumerate(images):
-        groups.setdefault(tuple(image.shape[-2:]), []).append(index)
-    yield from groups.values()
 
 
 def _size_rule(found: Mapping[str, Any]) -> dict[str, int] | None:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from lidarssl.errors import ConfigError
 from lidarssl.images.unet import SmallUNet, read_shape
-from lidarssl.prepare.labellers.base import Labeller, as_unit_float
-from lidarssl.prepare.labellers.pretrained import by_size
+from lidarssl.prepare.labellers.base import Labeller, as_unit_float, by_size
 
 
 class SmallUNetLabeller(Labeller):
