@@ -26,6 +26,7 @@ from lidarssl.recipes.schema import (
     load,
     parse,
 )
+from lidarssl.transforms.weak_labels import SETTINGS_FILE, WeakLabelSettings
 
 NAMES = list(files.shipped())
 SYNTHETIC = [name for name in NAMES if "synthetic" in name]
@@ -60,14 +61,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         folder / "world", WorldConfig(0, splits, cameras=camera_rig(2, 32, 64)), 1, progress=False
     )
     SmallUNet(num_classes=14).save(folder / "teacher.safetensors")
+    (folder / "weak_labels").mkdir()
+    (folder / "weak_labels" / SETTINGS_FILE).write_text(WeakLabelSettings(("road", "car")).text)
     return Tiny(folder, folder / "world", folder / "teacher.safetensors")
 
 
 def overrides(tiny: Tiny, name: str) -> list[str]:
-    method = files.read(files.find(name)).get("method", {})
-    distills = "image_encoder" in method.get("init_args", {})
-    encoder = [f"--method.image_encoder.weights={tiny.teacher}"] if distills else []
-    return [f"--dataset.root={tiny.world}", *encoder]
+    arguments = files.read(files.find(name)).get("method", {}).get("init_args", {})
+    made = {
+        "image_encoder": f"--method.image_encoder.weights={tiny.teacher}",
+        "weak_labels": f"--method.weak_labels.folder={tiny.folder / 'weak_labels'}",
+    }
+    return [f"--dataset.root={tiny.world}", *(made[key] for key in made if key in arguments)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -132,7 +137,7 @@ def test_it_builds_and_reloads_to_the_same_objects(tiny: Tiny, name: str, tmp_pa
         assert getattr(first.recipe, settings, 0) == getattr(second.recipe, settings, 0)
     if isinstance(first.recipe, PretrainRecipe):
         one, other = (vars(loaded.recipe.method) for loaded in (first, second))
-        for settings in ("augmentation", "sampling", "search"):
+        for settings in ("augmentation", "sampling", "search", "distributions", "weights"):
             assert one.get(settings) == other.get(settings)
 
 

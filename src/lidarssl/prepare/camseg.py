@@ -81,7 +81,7 @@ def import_camseg(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder, settings, overwrite)
-    work = _Importing(dataset, frames, folder, overwrite, source, settings)
+    work = _Importing(dataset, frames, folder, settings, overwrite, source)
     summary = Summary(folder, "imported", len(frames))
     # The workers leave no image to this process.
     list(run_pass(work, summary, "weak labels", workers, on_error, progress))
@@ -96,11 +96,11 @@ class _Importing(WeakLabelWork):
         dataset: NuScenes,
         frames: Sequence[FrameId],
         folder: Path,
+        settings: WeakLabelSettings,
         overwrite: bool,
         archive: Path,
-        settings: WeakLabelSettings,
     ) -> None:
-        super().__init__(dataset, frames, folder, overwrite, settings)
+        super().__init__(dataset, frames, folder, settings, overwrite)
         self.archive = archive
         key_frames = dataset.index.key_frames.values()
         readings = [reading for frame in key_frames for reading in frame.readings.values()]

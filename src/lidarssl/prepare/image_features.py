@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lidarssl.datasets.base import Dataset
 from lidarssl.errors import ConfigError, DataError
-from lidarssl.frame import Camera, FrameId
+from lidarssl.frame import Camera
 from lidarssl.images.base import ImageEncoder
 from lidarssl.prepare.passes import (
     Image,
@@ -102,7 +102,7 @@ def prepare_image_features(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, settings, overwrite)
-    work = _Loading(dataset, frames, folder, overwrite, settings)
+    work = _Loading(dataset, frames, folder, settings, overwrite)
     writing = _Writing(encoder.eval().to(device), torch.device(device), settings)
     summary, started = Summary(folder, "encoded", len(frames)), time.monotonic()
     _announce(work, writing, max(1, workers), batch_size, progress)
@@ -187,19 +187,8 @@ def _claim(folder: Path, settings: FeatureSettings, overwrite: bool) -> None:
         partial.write_text(json.dumps({"format": FORMAT} | json.loads(settings.text), indent=1))
 
 
-class _Loading(ImageWork):
+class _Loading(ImageWork[FeatureSettings]):
     """Leaves the resized images to the process of the pass."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        frames: Sequence[FrameId],
-        folder: Path,
-        overwrite: bool,
-        settings: FeatureSettings,
-    ) -> None:
-        super().__init__(dataset, frames, folder, overwrite)
-        self.settings = settings
 
     def path(self, camera: Camera) -> Path:
         return feature_path(self.folder, camera)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -78,23 +78,30 @@ class Outcome:
 
 _Outcome = TypeVar("_Outcome", bound=Outcome)
 _Item = TypeVar("_Item")
+_Settings = TypeVar("_Settings")
 
 
-class ImageWork(TorchDataset[Outcome]):
+class ImageWork(TorchDataset[Outcome], Generic[_Settings]):
     """Item i is what is left to do for the images of frame i; runs in the workers of a loader.
 
     Args:
         dataset: with images.
         frames: of it.
         folder: of the files.
+        settings: that the files are made with.
         overwrite: make files again that are there and whole.
     """
 
     def __init__(
-        self, dataset: Dataset, frames: Sequence[FrameId], folder: Path, overwrite: bool
+        self,
+        dataset: Dataset,
+        frames: Sequence[FrameId],
+        folder: Path,
+        settings: _Settings,
+        overwrite: bool,
     ) -> None:
-        self.dataset, self.frames = dataset, frames
-        self.folder, self.overwrite = folder, overwrite
+        self.dataset, self.frames, self.folder = dataset, frames, folder
+        self.settings, self.overwrite = settings, overwrite
 
     @abstractmethod
     def path(self, camera: Camera) -> Path:

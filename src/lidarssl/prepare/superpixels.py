@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from lidarssl.datasets.base import Dataset
 from lidarssl.errors import DataError
-from lidarssl.frame import Camera, FrameId
+from lidarssl.frame import Camera
 from lidarssl.prepare.passes import (
     ImageWork,
     OnError,
@@ -83,7 +82,7 @@ def prepare_superpixels(
         check_settings(folder, settings)
     with replacing(folder / SETTINGS_FILE) as partial:
         partial.write_text(json.dumps(asdict(settings)))
-    work = _Segmenting(dataset, frames, folder, overwrite, settings)
+    work = _Segmenting(dataset, frames, folder, settings, overwrite)
     _announce(work, max(1, workers), progress)
     summary = Summary(folder, "segmented", len(frames))
     # The workers leave no image to this process.
@@ -109,19 +108,8 @@ def save_superpixels(path: Path, ids: Tensor) -> None:
         Image.fromarray(array).save(partial, format="PNG")
 
 
-class _Segmenting(ImageWork):
+class _Segmenting(ImageWork[SlicSettings]):
     """A loader's workers are the processes of the pass."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        frames: Sequence[FrameId],
-        folder: Path,
-        overwrite: bool,
-        settings: SlicSettings,
-    ) -> None:
-        super().__init__(dataset, frames, folder, overwrite)
-        self.settings = settings
 
     def path(self, camera: Camera) -> Path:
         return superpixel_path(self.folder, camera)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lidarssl.datasets.base import Dataset
 from lidarssl.errors import ConfigError
-from lidarssl.frame import Camera, FrameId
+from lidarssl.frame import Camera
 from lidarssl.prepare.labellers.base import Labeller
 from lidarssl.prepare.passes import (
     Image,
@@ -91,7 +91,7 @@ def prepare_weak_labels(
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder, settings, overwrite)
     labelling = _Labelling(labeller.to(device), settings, preview_every)
-    work = _Loading(dataset, frames, folder, overwrite, settings)
+    work = _Loading(dataset, frames, folder, settings, overwrite)
     there = sum(1 for _ in folder.glob("*.png"))
     count = len(work) * len(work.first_cameras())
     announce(f"{count} images; {there} files are there already", progress)
@@ -132,24 +132,8 @@ def _plain(settings: WeakLabelSettings) -> dict[str, Any]:
     return values | {f"labeller.{name}": value for name, value in labeller.items()}
 
 
-class WeakLabelWork(ImageWork):
-    """Work on the files of a folder of weak labels.
-
-    Args:
-        dataset, frames, folder, overwrite: as the base.
-        settings: of the folder.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        frames: Sequence[FrameId],
-        folder: Path,
-        overwrite: bool,
-        settings: WeakLabelSettings,
-    ) -> None:
-        super().__init__(dataset, frames, folder, overwrite)
-        self.settings = settings
+class WeakLabelWork(ImageWork[WeakLabelSettings]):
+    """Work on the files of a folder of weak labels."""
 
     def path(self, camera: Camera) -> Path:
         return weak_label_path(self.folder, camera)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.images.frozen import IMAGENET_MEAN, IMAGENET_STD
+from lidarssl.prepare.labellers.base import by_size
 from lidarssl.prepare.labellers.pretrained import (
     Preprocessing,
-    by_size,
     input_size,
     load_model,
     load_tokenizer,

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from lidarssl.errors import ConfigError
-from lidarssl.prepare.labellers.base import Labeller, as_unit_float
+from lidarssl.prepare.labellers.base import Labeller, as_unit_float, by_size
 from lidarssl.prepare.labellers.boxes import corners_of, nms
 from lidarssl.prepare.labellers.captions import build_caption, prompts_by_class, token_labels
 from lidarssl.prepare.labellers.pretrained import (
-    by_size,
     input_size,
     load_model,
     load_tokenizer,

@@ -18,7 +18,6 @@ from torch import Tensor
 from lidarssl.errors import ConfigError, DataError, require
 from lidarssl.images.frozen import IMAGENET_MEAN, IMAGENET_STD
 from lidarssl.images.weights import is_pretrained_source, quiet_transformers
-from lidarssl.prepare.labellers.base import by_size as by_size
 from lidarssl.weights import reason
 
 # Beside the weights: of training, or made anew by the constructor.

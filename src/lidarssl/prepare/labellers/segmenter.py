@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lidarssl.errors import ConfigError, unknown_name
-from lidarssl.prepare.labellers.base import Labeller, as_unit_float
+from lidarssl.prepare.labellers.base import Labeller, as_unit_float, by_size
 from lidarssl.prepare.labellers.pretrained import (
-    by_size,
     input_size,
     load_model,
     load_tokenizer,
