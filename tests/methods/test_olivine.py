@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +11,11 @@ import torch
 
 from lidarssl.backbones.voxelnet import VoxelNet, slidr_voxelnet
 from lidarssl.errors import ConfigError
+from lidarssl.experiments.pretrain import train_student
 from lidarssl.frame import Batch, Frame
 from lidarssl.methods.image_to_lidar import PairAugmentation
 from lidarssl.methods.olivine import BalancedSampling, Distributions, Olivine, TermWeights
+from lidarssl.recipes.schema import PretrainRecipe
 from lidarssl.transforms.base import Compose, sample_generator
 from lidarssl.transforms.paired import MatchPixels
 from lidarssl.transforms.weak_labels import WeakLabels, read_weak_labels
@@ -192,6 +196,32 @@ def test_labels_are_those_of_the_pixels_before_any_crop() -> None:
     pairs = zip(matches.image.tolist(), matches.point.tolist(), strict=True)
     assert matches.label.tolist() == [expected[pair] for pair in pairs]
     assert set(expected.values()) == {0, 1, 2}
+
+
+def test_labels_of_a_pass_that_did_not_finish_stop_the_run_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "labels"
+    shutil.copytree(weak_labels(), folder)
+    method, dataset = small(weak_labels=WeakLabels(folder)), MemoryDataset(8, cameras=2)
+    recipe = PretrainRecipe(dataset, method)
+    frames_of_both = [*dataset.frames("train"), *dataset.frames("val")]
+    method.check_frames(dataset, frames_of_both)
+    next(folder.glob("*.png")).unlink()
+    with pytest.raises(ConfigError, match="holds 31 files, the 16 frames have 32 images") as caught:
+        method.check_frames(dataset, frames_of_both)
+    assert "prepare weak-labels" in (caught.value.remedy or "")
+    for file in list(folder.glob("*.png"))[:16]:
+        file.unlink()
+    with pytest.raises(ConfigError, match="15 files"):
+        train_student(recipe, "", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_distributions_than_classes_and_no_term_at_all_are_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        small(distributions=Distributions(classes=3))
+    assert caught.value.field == "method.distributions.classes"
+    with pytest.raises(ConfigError, match="nothing would train"):
+        TermWeights(0, 0, 0)
 
 
 def voxelnet(heads: Any = 2) -> VoxelNet:

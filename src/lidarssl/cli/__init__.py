@@ -37,7 +37,8 @@ def main(words: Sequence[str] | None = None) -> int:
         place = f"{name}: " if name else ""
         print(f"error: {place}{error.strerror or error}{_remedy(error)}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("stopped; `pretrain` and `finetune` go on with --resume", file=sys.stderr)
+        resumes = words and words[0] in ("pretrain", "finetune")
+        print("stopped; --resume goes on" if resumes else "stopped", file=sys.stderr)
         return 130
     except RuntimeError as error:
         known = _known_failure(error)

@@ -94,9 +94,9 @@ def weak_labels(arguments: argparse.Namespace, rest: list[str]) -> None:
     described, rest = _take("labeller", rest)
     if (arguments.camseg is None) == (not described):
         raise ConfigError(
-            "needs one source of labels",
+            "got two sources of labels" if described else "does not say what labels the images",
             field="--labeller, --camseg",
-            remedy="name a labeller, e.g. --labeller GroundedSam, or a folder with --camseg",
+            remedy="give either a labeller, e.g. --labeller GroundedSam, or a folder with --camseg",
         )
     dataset = build_dataset(arguments.dataset, rest)
     if arguments.camseg is not None:

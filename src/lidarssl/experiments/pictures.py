@@ -165,7 +165,8 @@ class PictureBook:
             "Agree: share of the points with this weak label whose nearest class it is; weak "
             "labels err too."
             if figure.pixels is not None
-            else "The folder of weak labels has no file of this image to compare with."
+            else "The folder of weak labels has no file of this image to compare with: `lidarssl "
+            "prepare weak-labels --split` makes those of the held-out split too."
         )
         self.add(
             "class_prototypes",

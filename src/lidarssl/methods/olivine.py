@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lidarssl.backbones.base import Backbone
+from lidarssl.datasets.base import Dataset
 from lidarssl.distributed import gather_counts, gather_rows, rank
 from lidarssl.errors import ConfigError
-from lidarssl.frame import Batch, Matches, StepOutput
+from lidarssl.frame import Batch, FrameId, Matches, StepOutput
 from lidarssl.images.base import ImageEncoder
 from lidarssl.images.decoders import UpsampledHead
 from lidarssl.losses.balanced_sampling import (
@@ -28,6 +29,7 @@ from lidarssl.losses.balanced_sampling import (
 )
 from lidarssl.losses.contrastive import info_nce, supervised_info_nce
 from lidarssl.losses.von_mises_fisher import Bessel, ClassPrototypes
+from lidarssl.methods.base import check_prepared
 from lidarssl.methods.image_to_lidar import (
     ImageToLidar,
     Negatives,
@@ -125,6 +127,14 @@ class TermWeights:
     semantic: float = 0.5
     distribution: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not (self.points or self.semantic or self.distribution):
+            raise ConfigError(
+                "no term has a weight: nothing would train",
+                field="method.weights",
+                remedy="give one of them a number above 0",
+            )
+
 
 class Olivine(ImageToLidar):
     """Contrast of matches, contrast of classes, and likelihood under class distributions.
@@ -141,7 +151,8 @@ class Olivine(ImageToLidar):
         backbone, image_encoder, embedding, temperature, augmentation, negatives: as the base.
 
     Raises:
-        ConfigError: a backbone that has no two heads of the embedding's width.
+        ConfigError: a backbone that has no two heads of the embedding's width, or distributions
+            of more classes than the labels have.
     """
 
     title = "OLIVINE"
@@ -176,7 +187,14 @@ class Olivine(ImageToLidar):
         self.image_head = UpsampledHead(
             image_encoder.out_channels, embedding, image_encoder.stride, heads=2
         )
-        classes = self.distributions.classes or len(weak_labels.classes)
+        known = len(weak_labels.classes)
+        classes = self.distributions.classes or known
+        if classes > known:
+            raise ConfigError(
+                f"distributions for {classes} of {known} classes",
+                field="method.distributions.classes",
+                remedy=f"give a number up to {known}, or null for all",
+            )
         self.prototypes = ClassPrototypes(
             classes, embedding, self.distributions.decay, self.distributions.bias_correction
         )
@@ -185,6 +203,12 @@ class Olivine(ImageToLidar):
 
     def transforms(self, training: bool) -> Sequence[Transform]:
         return self.augmentation.transforms(training, on_images=[self.weak_labels])
+
+    def check_frames(self, dataset: Dataset, frames: Sequence[FrameId]) -> None:
+        check_prepared(
+            self.weak_labels.folder, ".png", dataset, frames,
+            "let `lidarssl prepare weak-labels` finish on this dataset and split, every shard",
+        )  # fmt: skip
 
     def embed(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Unit features of every token at the level of points and of classes, (T, embedding)."""

@@ -13,6 +13,13 @@ from lidarssl.replacing import replacing
 
 Colour = tuple[float, float, float]
 _UNPAINTED = (0.2, 0.2, 0.2)
+_DISTINCT = (
+    (255, 32, 32), (0, 255, 0), (0, 80, 255), (128, 239, 255), (255, 207, 0), (255, 0, 175),
+    (48, 128, 32), (159, 96, 96), (0, 112, 191), (255, 175, 255), (239, 223, 159), (0, 255, 175),
+    (223, 0, 255), (48, 112, 112), (191, 112, 16), (175, 239, 80), (143, 64, 175), (207, 0, 80),
+    (159, 159, 32), (128, 207, 159), (128, 128, 80), (255, 191, 191), (255, 128, 112),
+    (175, 191, 239),
+)  # fmt: skip
 _GOLDEN_RATIO = 0.618034
 _SHARE_OF_COLOUR = 0.7
 _WIDEST = 960
@@ -24,15 +31,17 @@ _WIDTH, _LINE = 12.4, 0.22  # inches, of the picture and of a line of text
 def class_colours(count: int) -> list[Colour]:
     """RGB in [0, 1] of labels 0 = unpainted, 1, ..., ``count``.
 
-    Neighbours differ by the golden ratio in hue, and by turns in saturation and brightness.
+    The first 24 are as far from each other as colours get, each from all before it (CIE Lab);
+    further ones differ by the golden ratio in hue, and by turns in saturation and brightness.
     """
-    colours = (
+    more = (
         colorsys.hsv_to_rgb(
             (index * _GOLDEN_RATIO) % 1, (0.5, 0.95)[index % 2], (0.85, 1.0, 0.65)[index % 3]
         )
-        for index in range(count)
+        for index in range(count - len(_DISTINCT))
     )
-    return [_UNPAINTED, *colours]
+    distinct = (tuple(value / 255 for value in colour) for colour in _DISTINCT)
+    return [_UNPAINTED, *[(red, green, blue) for red, green, blue in distinct][:count], *more]
 
 
 def save_preview(path: Path, image: Tensor, labels: Tensor, classes: Sequence[str]) -> None:

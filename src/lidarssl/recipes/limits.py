@@ -32,6 +32,7 @@ def at_least(low: int) -> Rule:
 
 
 POSITIVE: Rule = (lambda value: 0 < value < math.inf, "a number above 0")
+WEIGHT: Rule = (lambda value: 0 <= value < math.inf, "a number of 0 or more")
 SHARE: Rule = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
 SIZES: Rule = (
     lambda value: all(0 < size < math.inf for size in _several(value)),
@@ -95,15 +96,11 @@ LIMITS: dict[type, dict[str, Rule]] = {
         "warmup": at_least(0),
         "classes": at_least(1),
     },
-    TermWeights: {
-        "points": at_least(0),
-        "semantic": at_least(0),
-        "distribution": at_least(0),
-    },
+    TermWeights: {"points": WEIGHT, "semantic": WEIGHT, "distribution": WEIGHT},
     Also: {
         "latent": at_least(1),
-        "occupancy_weight": at_least(0),
-        "intensity_weight": at_least(0),
+        "occupancy_weight": WEIGHT,
+        "intensity_weight": WEIGHT,
         "intensity_scale": POSITIVE,
     },
     Scalr: {"hidden": at_least(1)},

@@ -125,7 +125,7 @@ def read_settings(path: Path) -> WeakLabelSettings:
         )  # fmt: skip
     classes, ignored, labeller = (content.get(name) for name in ("classes", "ignored", "labeller"))
     problems = {
-        "classes": not isinstance(classes, list) or {type(name) for name in classes} != {str},
+        "classes": not isinstance(classes, list) or not all(isinstance(n, str) for n in classes),
         "ignored": "ignored" not in content or type(ignored) not in (int, type(None)),
         "labeller": not isinstance(labeller, dict | None),
     }
@@ -140,7 +140,8 @@ def read_settings(path: Path) -> WeakLabelSettings:
     try:
         return WeakLabelSettings(tuple(content["classes"]), ignored, labeller)
     except ConfigError as error:
-        raise DataError(error.problem, path=path, field=error.field, remedy=_WRITE) from None
+        remedy = error.remedy or _WRITE
+        raise DataError(error.problem, path=path, field=error.field, remedy=remedy) from None
 
 
 def class_order(name: str | Path) -> WeakLabelSettings:
@@ -255,7 +256,7 @@ def _open(path: Path, size: tuple[int, int], digest: str | None) -> Image.Image:
             f"weak labels are {found[0]} x {found[1]} in mode '{mode}' of {depth} bits, "
             f"expected single-channel 8-bit {size[0]} x {size[1]}",
             path=path,
-            remedy="prepare them with the image size that is loaded now",
+            remedy="prepare them again, with the image size that is loaded now",
         )
     if made_by is not None and digest is not None and made_by != digest:
         raise DataError(

@@ -89,6 +89,7 @@ class GroundedSam(Labeller):
     ) -> None:
         asked = prompts_by_class(prompts)
         _check(paint, short_side, long_side)
+        _check_shares(box_threshold=box_threshold, text_threshold=text_threshold, nms=nms)
         arguments: dict[str, Any] = {
             "detector": source_name(detector),
             "segmenter": source_name(segmenter),
@@ -218,6 +219,14 @@ def _check(paint: str, short_side: int, long_side: int) -> None:
             field="short_side",
             remedy="try 800 and 1333",
         )
+
+
+def _check_shares(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not 0 <= value <= 1:
+            raise ConfigError(
+                f"{value} is no number from 0 to 1", field=name, remedy="try 0.25 (nms: 0.7)"
+            )
 
 
 def _load_detector(source: str | Path) -> Any:
