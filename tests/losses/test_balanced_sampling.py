@@ -165,3 +165,12 @@ def test_draws_refuse(weight: float) -> None:
         weighted_choice(torch.tensor([1.0, weight]), 1, seeded())
     with pytest.raises(ValueError, match="number"):
         weighted_choice(torch.ones(2), -1, seeded())
+
+
+@pytest.mark.parametrize("scale", [-1, 2**40])
+def test_values_that_are_sorted_count_as_those_that_are_counted(scale: int) -> None:
+    bins, labels = torch.arange(60) % 7, torch.arange(60) % 4
+    by_class = balanced_weights(bins, labels, by_range=False)
+    assert torch.equal(balanced_weights(bins, labels * scale, by_range=False), by_class)
+    ratio = balanced_weights(bins * scale, labels) / balanced_weights(bins, labels)
+    assert torch.allclose(ratio, ratio.new_tensor(abs(scale)), rtol=1e-12)

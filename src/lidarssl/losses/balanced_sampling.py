@@ -16,6 +16,9 @@ from torch import Tensor
 
 Rounding = Literal["floor", "round"]
 
+COUNTED = 2**20
+"""Largest integer among values that are counted instead of sorted."""
+
 KERNEL_VALUES = 2**22
 """Most values of the kernel between bins that are held at a time (32 MiB)."""
 
@@ -75,7 +78,7 @@ def range_density(bins: Tensor) -> Tensor:
     width = float(bandwidth(bins))
     if not width > 0:
         return torch.ones(bins.numel(), dtype=torch.float64)
-    values, place, counts = torch.unique(bins.cpu(), return_inverse=True, return_counts=True)
+    values, place, counts = _distinct(bins.cpu())
     values = values.double() / width
     shares = counts.double() / (bins.numel() * width * math.sqrt(2 * math.pi))
     rows = max(1, KERNEL_VALUES // values.numel())
@@ -110,9 +113,24 @@ def balanced_weights(
     if by_range:
         weights = weights / range_density(bins)
     if by_class:
-        _, place, counts = torch.unique(labels.cpu(), return_inverse=True, return_counts=True)
+        _, place, counts = _distinct(labels.cpu())
         weights = weights / counts[place]
     return weights
+
+
+def _distinct(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The distinct values, where each of ``values`` is among them, and how often each occurs.
+
+    Counting small numbers is linear in them; ``torch.unique`` sorts, ten times slower.
+    """
+    small = not values.is_floating_point() and values.numel() > 0
+    if not small or int(values.min()) < 0 or int(values.max()) > COUNTED:
+        return torch.unique(values, return_inverse=True, return_counts=True)
+    counts = torch.bincount(values)
+    found = counts.nonzero()[:, 0]
+    place = torch.empty_like(counts)
+    place[found] = torch.arange(len(found))
+    return found, place[values], counts[found]
 
 
 def weighted_choice(weights: Tensor, number: int, generator: torch.Generator) -> Tensor:
