@@ -16,6 +16,7 @@ from lidarssl.frame import Batch, Frame
 from lidarssl.methods.image_to_lidar import PairAugmentation
 from lidarssl.methods.olivine import BalancedSampling, Distributions, Olivine, TermWeights
 from lidarssl.recipes.schema import PretrainRecipe
+from lidarssl.training.loading import check_prepared
 from lidarssl.transforms.base import Compose, sample_generator
 from lidarssl.transforms.paired import MatchPixels
 from lidarssl.transforms.weak_labels import WeakLabels, read_weak_labels
@@ -204,10 +205,10 @@ def test_labels_of_a_pass_that_did_not_finish_stop_the_run_at_once(tmp_path: Pat
     method, dataset = small(weak_labels=WeakLabels(folder)), MemoryDataset(8, cameras=2)
     recipe = PretrainRecipe(dataset, method)
     frames_of_both = [*dataset.frames("train"), *dataset.frames("val")]
-    method.check_frames(dataset, frames_of_both)
+    check_prepared(method.prepared, dataset, frames_of_both)
     next(folder.glob("*.png")).unlink()
     with pytest.raises(ConfigError, match="holds 31 files, the 16 frames have 32 images") as caught:
-        method.check_frames(dataset, frames_of_both)
+        check_prepared(method.prepared, dataset, frames_of_both)
     assert "prepare weak-labels" in (caught.value.remedy or "")
     for file in list(folder.glob("*.png"))[:16]:
         file.unlink()

@@ -38,6 +38,7 @@ from lidarssl.training.loading import (
     FrameSource,
     Prepare,
     check_needs,
+    check_prepared,
     good_batch,
     training_loader,
 )
@@ -112,7 +113,7 @@ def train_student(
     check_needs(method.needs, dataset, recipe.train_split, type(method).__name__)
     frames = dataset.frames(recipe.train_split)
     if training.bad_samples == "raise":
-        method.check_frames(dataset, frames)
+        check_prepared(method.prepared, dataset, frames)
     held_out = _held_out(recipe) if training.validate_every else []
     name = type(method).__name__.lower()
     result = fit(
@@ -205,7 +206,7 @@ def dry_run(loaded: LoadedRecipe, repeats: int = 3) -> DryRun:
     method, dataset, training = recipe.method, recipe.dataset, recipe.training
     check_needs(method.needs, dataset, recipe.train_split, type(method).__name__)
     ids = dataset.frames(recipe.train_split)
-    method.check_frames(dataset, ids)
+    check_prepared(method.prepared, dataset, ids)
     device = choose_device(training.accelerator)
     source = FrameSource(dataset, ids, method.needs, method.transforms(True), training.seed)
     batches = EpochBatches(
@@ -238,7 +239,7 @@ def _held_out(recipe: PretrainRecipe) -> list[FrameId]:
     if ids:
         name = type(recipe.method).__name__
         check_needs(recipe.method.needs, recipe.dataset, recipe.val_split, name)
-        recipe.method.check_frames(recipe.dataset, ids)
+        check_prepared(recipe.method.prepared, recipe.dataset, ids)
     return ids
 
 

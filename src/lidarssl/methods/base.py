@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from lidarssl.backbones.base import Backbone
-from lidarssl.datasets.base import Dataset
 from lidarssl.errors import ConfigError
-from lidarssl.frame import Batch, Field, FrameId, StepOutput
+from lidarssl.frame import Batch, Field, StepOutput
 from lidarssl.images.base import ImageEncoder
 from lidarssl.transforms.base import Transform
+
+
+@dataclass(frozen=True)
+class PreparedFiles:
+    """A file for each image, made by a pass over the dataset.
+
+    Attributes:
+        folder: of the files.
+        suffix: of each.
+        made_by: the pass.
+    """
+
+    folder: Path
+    suffix: str
+    made_by: str
 
 
 class Method(nn.Module):
@@ -38,12 +52,10 @@ class Method(nn.Module):
     def transforms(self, training: bool) -> Sequence[Transform]:
         """What a frame goes through before it is collated."""
 
-    def check_frames(self, dataset: Dataset, frames: Sequence[FrameId]) -> None:
-        """Look whether what was to be prepared for these frames is there; by default nothing was.
-
-        Raises:
-            ConfigError: it is not.
-        """
+    @property
+    def prepared(self) -> Sequence[PreparedFiles]:
+        """What has to be on disk for every image that it meets; by default nothing."""
+        return ()
 
     @abstractmethod
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepOutput:
@@ -53,39 +65,6 @@ class Method(nn.Module):
             batch: on the module's device.
             generator: CPU generator, the same on every rank, seeded by (seed, step).
         """
-
-
-def check_prepared(
-    folder: Path, suffix: str, dataset: Dataset, frames: Sequence[FrameId], remedy: str
-) -> None:
-    """Stop before the first step when a folder has fewer files than there are images.
-
-    A pass that was killed, or that made one shard of several, would stop the run hours later.
-
-    Args:
-        folder: with a file for each image.
-        suffix: of these files.
-        dataset, frames: the images; each dataset of a mixture is taken to have as many cameras in
-            every frame as in its first.
-        remedy: how to make the others.
-
-    Raises:
-        ConfigError: too few files.
-    """
-    counts = Counter(frame.dataset for frame in frames)
-    firsts = {frame.dataset: frame for frame in reversed(frames)}
-    images = sum(
-        counts[name] * len(dataset.load(frame, Field.IMAGES).cameras)
-        for name, frame in firsts.items()
-    )
-    files = sum(1 for file in folder.iterdir() if file.suffix == suffix)
-    if files < images:
-        raise ConfigError(
-            f"holds {files} files, the {len(frames)} frames have {images} images",
-            path=folder,
-            field="folder",
-            remedy=remedy,
-        )
 
 
 def check_image_size(image_size: tuple[int, int], encoder: ImageEncoder) -> None:

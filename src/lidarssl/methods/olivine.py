@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lidarssl.backbones.base import Backbone
-from lidarssl.datasets.base import Dataset
 from lidarssl.distributed import gather_counts, gather_rows, rank
 from lidarssl.errors import ConfigError
-from lidarssl.frame import Batch, FrameId, Matches, StepOutput
+from lidarssl.frame import Batch, Matches, StepOutput
 from lidarssl.images.base import ImageEncoder
 from lidarssl.images.decoders import UpsampledHead
 from lidarssl.losses.balanced_sampling import (
@@ -29,7 +28,7 @@ from lidarssl.losses.balanced_sampling import (
 )
 from lidarssl.losses.contrastive import info_nce, supervised_info_nce
 from lidarssl.losses.von_mises_fisher import Bessel, ClassPrototypes
-from lidarssl.methods.base import check_prepared
+from lidarssl.methods.base import PreparedFiles
 from lidarssl.methods.image_to_lidar import (
     ImageToLidar,
     Negatives,
@@ -204,11 +203,9 @@ class Olivine(ImageToLidar):
     def transforms(self, training: bool) -> Sequence[Transform]:
         return self.augmentation.transforms(training, on_images=[self.weak_labels])
 
-    def check_frames(self, dataset: Dataset, frames: Sequence[FrameId]) -> None:
-        check_prepared(
-            self.weak_labels.folder, ".png", dataset, frames,
-            "let `lidarssl prepare weak-labels` finish on this dataset and split, every shard",
-        )  # fmt: skip
+    @property
+    def prepared(self) -> Sequence[PreparedFiles]:
+        return [PreparedFiles(self.weak_labels.folder, ".png", "lidarssl prepare weak-labels")]
 
     def embed(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Unit features of every token at the level of points and of classes, (T, embedding)."""

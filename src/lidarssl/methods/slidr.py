@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from lidarssl.backbones.base import Backbone
-from lidarssl.datasets.base import Dataset
 from lidarssl.distributed import gather_counts
-from lidarssl.frame import Batch, FrameId, Matches, StepOutput
+from lidarssl.frame import Batch, Matches, StepOutput
 from lidarssl.images.base import ImageEncoder
 from lidarssl.images.decoders import UpsampledHead
 from lidarssl.losses.contrastive import info_nce
 from lidarssl.losses.superpixels import pool_superpixels
-from lidarssl.methods.base import check_prepared
+from lidarssl.methods.base import PreparedFiles
 from lidarssl.methods.image_to_lidar import (
     ImageToLidar,
     Negatives,
@@ -66,12 +65,11 @@ class Slidr(ImageToLidar):
     def transforms(self, training: bool) -> Sequence[Transform]:
         return self.augmentation.transforms(training, on_images=[self.superpixels])
 
-    def check_frames(self, dataset: Dataset, frames: Sequence[FrameId]) -> None:
-        if self.superpixels.folder is not None:
-            check_prepared(
-                self.superpixels.folder, ".png", dataset, frames,
-                "let `lidarssl prepare superpixels` finish on this dataset and split, every shard",
-            )  # fmt: skip
+    @property
+    def prepared(self) -> Sequence[PreparedFiles]:
+        folder = self.superpixels.folder
+        pass_ = "lidarssl prepare superpixels"
+        return [] if folder is None else [PreparedFiles(folder, ".png", pass_)]
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepOutput:
         assert batch.matches is not None

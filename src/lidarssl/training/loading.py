@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,7 @@ from lidarssl.batching import collate
 from lidarssl.datasets.base import Dataset, Stream
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Batch, Field, Frame, FrameId, PointBatch
+from lidarssl.methods.base import PreparedFiles
 from lidarssl.training.sampling import stream_batches, uniform_batches
 from lidarssl.transforms.base import Compose, Transform, sample_generator
 from lidarssl.transforms.mixing import MixingTransform
@@ -346,6 +348,39 @@ def check_needs(needs: Field, dataset: Dataset, split: str, who: str) -> None:
             field=missing[0],
             remedy=_REMEDIES.get(missing[0], "choose another dataset or split"),
         )
+
+
+def check_prepared(
+    prepared: Sequence[PreparedFiles], dataset: Dataset, frames: Sequence[FrameId]
+) -> None:
+    """Stop before the first step when a folder has fewer files than the frames have images.
+
+    A pass that was killed, or that made one shard of several, would stop the run hours later.
+    Each dataset of a mixture is taken to have as many cameras in every frame as in its first.
+
+    Raises:
+        ConfigError: too few files, or no folder.
+    """
+    if not prepared:
+        return
+    counts = Counter(frame.dataset for frame in frames)
+    firsts = {frame.dataset: frame for frame in reversed(frames)}
+    images = sum(
+        counts[name] * len(dataset.load(frame, Field.IMAGES).cameras)
+        for name, frame in firsts.items()
+    )
+    for files in prepared:
+        remedy = f"let `{files.made_by}` finish on this dataset and split, every shard"
+        if not files.folder.is_dir():
+            raise ConfigError("is no folder", path=files.folder, field="folder", remedy=remedy)
+        there = sum(1 for file in files.folder.iterdir() if file.suffix == files.suffix)
+        if there < images:
+            raise ConfigError(
+                f"holds {there} files, the {len(frames)} frames have {images} images",
+                path=files.folder,
+                field="folder",
+                remedy=remedy,
+            )
 
 
 _REMEDIES = {
