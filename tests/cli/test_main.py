@@ -55,7 +55,7 @@ def failing(error: BaseException) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (KeyboardInterrupt(), 130, "--resume"),
+        (KeyboardInterrupt(), 130, "stopped"),
         (torch.OutOfMemoryError("CUDA out of memory"), 2, "training.batch_size"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), 2, "shm-size"),
         (PermissionError(13, "Permission denied", "runs"), 2, "runs: Permission denied"),

@@ -74,7 +74,7 @@ def refuses(done: Outcome, *parts: str) -> None:
         (["--labeller.weights", "x"], ["which Labeller", "labeller.class_path"]),
         (["--labeller", "SmallUNetLabeller", "--labeller.weights", "no.st"], ["no.st"]),
         (["--labeller", "GroundedSam", "--labeller.detectr", "x"], ["labeller.detector"]),
-        (["--labeller", "SmallUNetLabeller", "--camseg", "x"], ["one source"]),
+        (["--labeller", "SmallUNetLabeller", "--camseg", "x"], ["two sources", "--camseg"]),
         (["--camseg", "x"], ["--classes", "seem"]),
         (["--camseg", "x", "--classes", "seem"], ["no such folder", "camseg"]),
         (["--labeller", "SmallUNetLabeller", "--classes", "seem"], ["belongs to --camseg"]),
