@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lidarssl.backbones.base import Backbone
-from lidarssl.distributed import gather_rows
-from lidarssl.frame import Batch, Field, PointFeatures
+from lidarssl.distributed import gather_counts, gather_rows, rank
+from lidarssl.frame import Batch, Field, Matches, PointFeatures
 from lidarssl.images.base import ImageEncoder
 from lidarssl.images.decoders import UpsampledHead
+from lidarssl.losses.contrastive import info_nce
 from lidarssl.methods.base import Method, check_image_size
 from lidarssl.transforms.base import Transform
 from lidarssl.transforms.paired import (
@@ -146,6 +147,30 @@ class ImageToLidar(Method):
         assert batch.images is not None
         features: Tensor = self.image_encoder(batch.images)
         return features
+
+    def contrast_matches(
+        self, features: Tensor, token: Tensor, images: Tensor, matches: Matches, number: int,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, int]:  # fmt: skip
+        """InfoNCE between points and their pixels, on matches drawn uniformly (PPKT).
+
+        Args:
+            features: (T, embedding) unit features of the tokens.
+            token: (M,) int64 token of each match.
+            images: (I, C, h, w) maps of the teacher.
+            matches: M of them.
+            number: rows of the draw over all processes; all when there are fewer.
+            generator: the same on every process.
+
+        Returns:
+            The loss, and how many rows it contrasts.
+        """
+        counts = gather_counts(len(matches), images.device)
+        chosen = chosen_pairs(counts, rank(), number, generator).to(images.device)
+        pairs = matches[chosen]
+        points = self.gather(features[token[chosen]])
+        pixels = self.gather(self.image_head.sample(images, pairs.image, pairs.row, pairs.col))
+        return info_nce(points, pixels, self.temperature), len(points)
 
     def gather(self, rows: Tensor) -> Tensor:
         return gather_rows(rows) if self.negatives == "global" else rows

@@ -26,14 +26,13 @@ from lidarssl.losses.balanced_sampling import (
     range_bins,
     weighted_choice,
 )
-from lidarssl.losses.contrastive import info_nce, supervised_info_nce
+from lidarssl.losses.contrastive import supervised_info_nce
 from lidarssl.losses.von_mises_fisher import Bessel, ClassPrototypes
 from lidarssl.methods.base import PreparedFiles
 from lidarssl.methods.image_to_lidar import (
     ImageToLidar,
     Negatives,
     PairAugmentation,
-    chosen_pairs,
     own_rows,
 )
 from lidarssl.transforms.base import Transform
@@ -223,9 +222,11 @@ class Olivine(ImageToLidar):
         matches, token = batch.matches, tokens.token_of_point[batch.matches.point]
         loss, terms = _zero_through(points, semantic, *self.image_head.parameters()), {}
         if self.weights.points:
-            term = self._contrast_points(points, token, images, matches, generator)
+            term, _ = self.contrast_matches(
+                points, token, images, matches, self.num_matches, generator
+            )
             loss, terms["points"] = loss + self.weights.points * term, term.detach()
-        known = _labelled(matches)
+        known = _labels(matches) > 0
         matches, token = matches[known], token[known]
         if self.weights.semantic:
             where = batch.points.points[matches.point]
@@ -237,16 +238,6 @@ class Olivine(ImageToLidar):
         terms["labelled"] = known.float().mean().nan_to_num()
         return StepOutput(loss, terms)
 
-    def _contrast_points(
-        self, points: Tensor, token: Tensor, images: Tensor, matches: Matches,
-        generator: torch.Generator,
-    ) -> Tensor:  # fmt: skip
-        """PPKT's InfoNCE on matches drawn uniformly."""
-        counts = gather_counts(len(matches), images.device)
-        chosen = chosen_pairs(counts, rank(), self.num_matches, generator).to(images.device)
-        pixels = self._pixels(images, matches[chosen], head=0)
-        return info_nce(self.gather(points[token[chosen]]), self.gather(pixels), self.temperature)
-
     def _contrast_classes(
         self, semantic: Tensor, token: Tensor, images: Tensor, matches: Matches, where: Tensor,
         generator: torch.Generator,
@@ -254,7 +245,8 @@ class Olivine(ImageToLidar):
         """Supervised InfoNCE by weak labels on matches drawn for balance."""
         labels = _labels(matches)
         chosen = self.sampling.draw(where, labels, self.num_matches, generator)
-        pixels = self._pixels(images, matches[chosen], head=1)
+        pairs = matches[chosen]
+        pixels = self.image_head.sample(images, pairs.image, pairs.row, pairs.col, head=1)
         return supervised_info_nce(
             self.gather(semantic[token[chosen]]),
             self.gather(pixels),
@@ -277,9 +269,6 @@ class Olivine(ImageToLidar):
             features, labels, self.distributions.shares, self.distributions.bessel
         )
 
-    def _pixels(self, images: Tensor, matches: Matches, head: int) -> Tensor:
-        return self.image_head.sample(images, matches.image, matches.row, matches.col, head)
-
 
 def _zero_through(*tensors: Tensor) -> Tensor:
     """0 with a gradient of 0 for every tensor: some term has nothing to say of it in this batch."""
@@ -289,10 +278,6 @@ def _zero_through(*tensors: Tensor) -> Tensor:
 def _labels(matches: Matches) -> Tensor:
     assert matches.label is not None
     return matches.label
-
-
-def _labelled(matches: Matches) -> Tensor:
-    return _labels(matches) > 0
 
 
 def _check_two_heads(backbone: Backbone, embedding: int) -> None:

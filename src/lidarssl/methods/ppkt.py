@@ -9,17 +9,9 @@ from __future__ import annotations
 import torch
 
 from lidarssl.backbones.base import Backbone
-from lidarssl.distributed import gather_counts, rank
 from lidarssl.frame import Batch, StepOutput
 from lidarssl.images.base import ImageEncoder
-from lidarssl.losses.contrastive import info_nce
-from lidarssl.methods.image_to_lidar import (
-    ImageToLidar,
-    Negatives,
-    PairAugmentation,
-    chosen_pairs,
-    nothing_to_match,
-)
+from lidarssl.methods.image_to_lidar import ImageToLidar, Negatives, PairAugmentation
 
 
 class Ppkt(ImageToLidar):
@@ -48,13 +40,8 @@ class Ppkt(ImageToLidar):
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepOutput:
         assert batch.matches is not None
         tokens, images = self.embed_points(batch), self.encode_images(batch)
-        counts = gather_counts(len(batch.matches), images.device)
-        chosen = chosen_pairs(counts, rank(), self.num_matches, generator).to(images.device)
-        pairs = batch.matches[chosen]
-        points = tokens.features[tokens.token_of_point[pairs.point]]
-        pixels = self.image_head.sample(images, pairs.image, pairs.row, pairs.col)
-        if sum(counts) == 0:
-            return StepOutput(nothing_to_match(tokens, self.image_head(images)))
-        points = self.gather(points)
-        loss = info_nce(points, self.gather(pixels), self.temperature)
-        return StepOutput(loss, {"matches": torch.tensor(float(points.shape[0]))})
+        token = tokens.token_of_point[batch.matches.point]
+        loss, rows = self.contrast_matches(
+            tokens.features, token, images, batch.matches, self.num_matches, generator
+        )
+        return StepOutput(loss, {"matches": torch.tensor(float(rows))})
