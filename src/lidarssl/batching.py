@@ -34,6 +34,8 @@ def collate(frames: Sequence[Frame]) -> Batch:
         superpixels=_stack(frames, [camera.superpixels for camera in cameras], "superpixels"),
         image_labels=_stack(frames, [camera.labels for camera in cameras], "labels"),
         image_features=_stack(frames, [camera.features for camera in cameras], "features"),
+        intrinsics=_stack_matrices([camera.intrinsics for camera in cameras]),
+        camera_from_lidar=_stack_matrices([camera.camera_from_lidar for camera in cameras]),
         matches=_concatenate_matches(frames, sizes, camera_counts),
         queries=_concatenate_queries(frames, sizes),
         semantic=_concatenate(frames, "semantic"),
@@ -122,6 +124,11 @@ def _stack(frames: Sequence[Frame], values: list[Tensor | None], name: str) -> T
             remedy="add a transform that brings every image to one size",
         )
     return torch.stack(found)
+
+
+def _stack_matrices(matrices: Sequence[Tensor]) -> Tensor | None:
+    """In float32, which every device has; None of none."""
+    return torch.stack([matrix.float() for matrix in matrices]) if matrices else None
 
 
 def _check_all_or_none(frames: Sequence[Frame], values: Sequence[object], name: str) -> None:

@@ -276,6 +276,8 @@ class Batch:
         superpixels: (I, H, W) int64.
         image_labels: (I, H, W) int64, 0 = ignored.
         image_features: (I, C, h, w) float16 or float32, see ``Camera.features``.
+        intrinsics: (I, 3, 3) float32, in pixels of ``images``.
+        camera_from_lidar: (I, 4, 4) float32.
         matches: rows count points and images of the batch.
         queries: pairs count queries and points of the batch.
         semantic, instance: (N,) int64, 0 = ignored / none.
@@ -288,6 +290,8 @@ class Batch:
     superpixels: Tensor | None = None
     image_labels: Tensor | None = None
     image_features: Tensor | None = None
+    intrinsics: Tensor | None = None
+    camera_from_lidar: Tensor | None = None
     matches: Matches | None = None
     queries: Queries | None = None
     semantic: Tensor | None = None

@@ -16,6 +16,7 @@ from lidarssl.geometry.poses import (
     camera_from_lidar,
     geodesic_angle,
     invert_pose,
+    planar_motion,
     pose_from_quaternion,
     quaternion_from_rotation,
     rotation_about_z,
@@ -53,6 +54,15 @@ def test_quaternions_in_batches() -> None:
     expected = q / q.norm(dim=-1, keepdim=True)
     expected = torch.where(expected[..., :1] < 0, -expected, expected)
     torch.testing.assert_close(found, expected)
+
+
+@given(metres, metres, st.floats(-10, 10), metres, metres, metres)
+def test_planar_motion_steps_then_turns(
+    step_x: float, step_y: float, angle: float, x: float, y: float, z: float
+) -> None:
+    found = planar_motion((step_x, step_y), angle) @ torch.tensor([x, y, z, 1], dtype=torch.float64)
+    turned = complex(x + step_x, y + step_y) * complex(math.cos(angle), math.sin(angle))
+    assert found.tolist() == pytest.approx([turned.real, turned.imag, z, 1], abs=1e-9)
 
 
 @given(poses)

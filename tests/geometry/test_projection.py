@@ -55,6 +55,7 @@ def test_matches_carry_row_and_column_of_kept_points() -> None:
         ("strict", [False, True, True, False, False, False]),
         ("inclusive", [True, True, True, True, False, False]),
         ("half_open", [True, True, True, True, True, False]),
+        ("nearest", [True, True, True, True, False, False]),
     ],
 )
 def test_bounds(bounds: str, expected: list[bool]) -> None:
@@ -62,6 +63,25 @@ def test_bounds(bounds: str, expected: list[bool]) -> None:
     rows = at(*[(5.0, v) for v in (0.0, 0.01, 98.99, 99.0, 99.99, 100.0)])
     assert inside_image(columns, 100, 100, bounds=bounds).tolist() == expected
     assert inside_image(rows, 100, 100, bounds=bounds).tolist() == expected
+
+
+def test_nearest_is_what_pixels_cover() -> None:
+    columns = at(*[(u, 5.0) for u in (-0.51, -0.5, -0.49, 99.49, 99.5)])
+    expected = [False, True, True, True, False]
+    assert inside_image(columns, 100, 100, bounds="nearest").tolist() == expected
+    rows = at(*[(5.0, v) for v in (-0.51, -0.5, -0.49, 99.49, 99.5)])
+    assert inside_image(rows, 100, 100, bounds="nearest").tolist() == expected
+
+
+@given(st.integers(1, 9), st.sampled_from([-0.5, 0.5]), st.sampled_from([-math.inf, math.inf]))
+def test_nearest_never_rounds_out_of_the_image(size: int, border: float, towards: float) -> None:
+    edge = border if border < 0 else size - border
+    values = [edge, math.nextafter(edge, towards), edge / 2]
+    found = select_pixels(at(*[(u, u) for u in values]), size, size, bounds="nearest")
+    inside = [number for number, u in enumerate(values) if -0.5 <= u < size - 0.5]
+    assert found.point.tolist() == inside
+    assert all(0 <= row < size for row in found.row.tolist())
+    assert torch.equal(found.row, found.col)
 
 
 def test_rounding_halves_to_even_or_down() -> None:

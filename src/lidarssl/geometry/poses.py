@@ -76,6 +76,19 @@ def rotation_about_z(angle: float) -> Tensor:
     return torch.tensor([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]], dtype=torch.float64)
 
 
+def planar_motion(translation: Tensor | Sequence[float], angle: float) -> Tensor:
+    """(4, 4) float64 of p -> Rz (p + t): first a step in the xy plane, then a turn.
+
+    Args:
+        translation: (2,) m.
+        angle: rad, counter-clockwise seen from above.
+    """
+    turn = rotation_about_z(angle)
+    step = torch.zeros(3, dtype=torch.float64)
+    step[:2] = torch.as_tensor(translation, dtype=torch.float64)
+    return pose_from_rotation(turn, turn @ step)
+
+
 def pose_from_rotation(rotation: Tensor, translation: Tensor | Sequence[float]) -> Tensor:
     """(4, 4) float64 of a rotation (3, 3) followed by a translation (3,) m."""
     pose = torch.eye(4, dtype=torch.float64)

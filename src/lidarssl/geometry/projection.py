@@ -15,7 +15,7 @@ from lidarssl.errors import ConfigError
 from lidarssl.geometry.poses import pose_from_rotation, transform_points
 
 Rounding = Literal["round", "floor"]
-Bounds = Literal["strict", "inclusive", "half_open"]
+Bounds = Literal["strict", "inclusive", "half_open", "nearest"]
 
 
 class Projection(NamedTuple):
@@ -74,7 +74,8 @@ def inside_image(
         height, width: of the image in pixels.
         min_depth: m; points must be deeper.
         bounds: ``strict`` 0 < u < W-1 (SLidR, ScaLR), ``inclusive`` 0 <= u <= W-1 (NCLR),
-            ``half_open`` 0 <= u < W (OpenPCDet).
+            ``half_open`` 0 <= u < W (OpenPCDet), ``nearest`` -0.5 <= u < W-0.5: all that an
+            image covers whose pixel centres are integers, and never rounded out of it.
     """
     u, v = projection.uv.unbind(1)
     if bounds == "strict":
@@ -83,6 +84,8 @@ def inside_image(
         inside = (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1)
     elif bounds == "half_open":
         inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    elif bounds == "nearest":
+        inside = (u >= -0.5) & (u < width - 0.5) & (v >= -0.5) & (v < height - 0.5)
     else:
         raise ConfigError(f"unknown bounds '{bounds}'", field="bounds")
     return inside & (projection.depth > min_depth)

@@ -12,6 +12,7 @@ from torch import Tensor
 from lidarssl.datasets.image_files import resize_intrinsics
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Camera, Frame
+from lidarssl.geometry.projection import scale_intrinsics
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,15 @@ class ResizeImages:
     Args:
         height, width: pixels.
         antialias: smooth before reducing; the published methods do not.
+        pixel_centers: lie at integers; False multiplies the intrinsics by the plain ratio.
     """
 
-    def __init__(self, height: int, width: int, antialias: bool = False) -> None:
+    def __init__(
+        self, height: int, width: int, antialias: bool = False, pixel_centers: bool = True
+    ) -> None:
         if height < 1 or width < 1:
             raise ConfigError(f"{height} x {width} is not an image size", field="height, width")
-        self.size, self.antialias = (height, width), antialias
+        self.size, self.antialias, self.pixel_centers = (height, width), antialias, pixel_centers
 
     def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
         if frame.matches is not None:
@@ -134,8 +138,12 @@ class ResizeImages:
                 "ResizeImages would leave the matches behind",
                 remedy="put it before MatchPixels, or use ResizeWhole",
             )
-        cameras = (
-            crop_camera(camera, Crop.whole(image_size(camera)), self.size, self.antialias)
-            for camera in frame.cameras
-        )
-        return replace(frame, cameras=tuple(cameras))
+        return replace(frame, cameras=tuple(map(self._resized, frame.cameras)))
+
+    def _resized(self, camera: Camera) -> Camera:
+        before = image_size(camera)
+        resized = crop_camera(camera, Crop.whole(before), self.size, self.antialias)
+        if self.pixel_centers:
+            return resized
+        ratios = self.size[0] / before[0], self.size[1] / before[1]
+        return replace(resized, intrinsics=scale_intrinsics(camera.intrinsics.double(), *ratios))

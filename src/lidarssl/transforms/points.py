@@ -1,8 +1,9 @@
 """Transforms of the points of a frame.
 
-A change of the lidar frame (rotation, mirroring, scaling) also changes ``camera_from_lidar``,
-``pose`` and ``boxes``, so that transformed points still project onto the pixels they were seen
-at. After a mirroring or scaling those matrices are no longer rigid.
+A change of the lidar frame (rotation, translation, mirroring, scaling) also changes
+``camera_from_lidar``, ``pose``, ``boxes`` and ``queries``, so that transformed points still
+project onto the pixels they were seen at. After a mirroring or scaling those matrices are no
+longer rigid.
 """
 
 from __future__ import annotations
@@ -18,22 +19,23 @@ from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Frame, Queries
 from lidarssl.geometry.boxes import transform_boxes
 from lidarssl.geometry.decimation import Rounding, decimate
-from lidarssl.geometry.poses import rotation_about_z
+from lidarssl.geometry.poses import rotation_about_z, transform_points
 
 
-def change_lidar_frame(frame: Frame, linear: Tensor) -> Frame:
-    """The frame with every point p moved to ``linear`` p.
+def change_lidar_frame(frame: Frame, motion: Tensor) -> Frame:
+    """The frame with every point p moved to ``motion`` p.
 
     Args:
         frame: see there.
-        linear: (3, 3), as ``transform_boxes`` allows when the frame has boxes.
+        motion: (3, 3) linear or (4, 4) affine, as ``transform_boxes`` allows when the frame has
+            boxes.
     """
     matrix = torch.eye(4, dtype=torch.float64)
-    matrix[:3, :3] = linear
+    matrix[: len(motion), : len(motion)] = motion
     inverse = torch.linalg.inv(matrix)
     return replace(
         frame,
-        points=(frame.points.double() @ matrix[:3, :3].T).to(frame.points.dtype),
+        points=_move(frame.points, matrix),
         cameras=tuple(
             replace(camera, camera_from_lidar=camera.camera_from_lidar.double() @ inverse)
             for camera in frame.cameras
@@ -45,8 +47,11 @@ def change_lidar_frame(frame: Frame, linear: Tensor) -> Frame:
 
 
 def _move_queries(queries: Queries, matrix: Tensor) -> Queries:
-    moved = queries.positions.double() @ matrix[:3, :3].T
-    return replace(queries, positions=moved.to(queries.positions.dtype))
+    return replace(queries, positions=_move(queries.positions, matrix))
+
+
+def _move(points: Tensor, matrix: Tensor) -> Tensor:
+    return transform_points(points, matrix).to(points.dtype)
 
 
 class RotateZ:
