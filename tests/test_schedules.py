@@ -76,6 +76,20 @@ def test_warmup_cosine_goes_from_zero_to_lr_to_min() -> None:
     assert curve[100] == pytest.approx(1e-5)
 
 
+@pytest.mark.parametrize("total", [1000, 1019, 40, 20])
+def test_published_peak_is_that_of_two_arrays(total: int) -> None:
+    """NCLR joins a line with both ends to a cosine."""
+    warmup, lr, final = total // 20, 1e-3, 1e-5
+    turn = np.pi * np.arange(total - warmup) / (total - warmup)
+    cosine = final + 0.5 * (lr - final) * (1 + np.cos(turn))
+    expected = np.concatenate([np.linspace(0, lr, warmup), cosine])
+    found = [
+        schedules.warmup_cosine(i, warmup, total, lr, final, published_peak=True)
+        for i in range(total)
+    ]
+    assert found == pytest.approx(expected.tolist(), rel=1e-12)
+
+
 WARMUP, COOLDOWN, TOTAL, TIMESCALE = 10, 630, 650, 4.5
 
 

@@ -7,6 +7,8 @@ import contextlib
 import io
 import pickle
 import pickletools
+import sys
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +80,33 @@ def test_content_keeps_settings(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"net": STATE, "config": {"size": (1, 2)}}, path)
     assert read_content(path)["config"] == {"size": (1, 2)}
+
+
+def test_settings_of_easydict_and_paths_are_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NCLR and BEVContrast leave them beside their weights; neither module is imported."""
+    module = types.ModuleType("easydict")
+
+    class EasyDict(dict[str, Any]):
+        """Keeps its items as attributes too, as the original."""
+
+        def __init__(self, **items: Any) -> None:
+            super().__init__(items)
+            self.__dict__.update(items)
+
+    EasyDict.__module__, EasyDict.__qualname__ = "easydict", "EasyDict"
+    module.EasyDict = EasyDict  # type: ignore[attr-defined]
+    path = tmp_path / "model_50.pt"
+    config = EasyDict(SIZES=EasyDict(VOXEL=0.1), SAVE_FOLDER=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "easydict", module)
+        torch.save({"state_dict": STATE, "config": config, "epoch": 50}, path)
+    assert "easydict" not in sys.modules
+    content = read_content(path)
+    assert is_state(read_state(path))
+    assert content["config"]["SIZES"] == {"VOXEL": 0.1}
+    assert not isinstance(content["config"]["SAVE_FOLDER"], Path)
 
 
 def test_tied_weights_are_plain(tmp_path: Path) -> None:

@@ -20,14 +20,26 @@ def cosine(step: float, total: float, lr: float, min_lr: float = 0.0) -> float:
 
 
 def warmup_cosine(
-    step: float, warmup: float, total: float, lr: float, min_lr: float = 0.0
+    step: float,
+    warmup: float,
+    total: float,
+    lr: float,
+    min_lr: float = 0.0,
+    *,
+    published_peak: bool = False,
 ) -> float:
     """Linear from 0 at step 0 to ``lr`` at ``warmup``, then cosine to ``min_lr`` at ``total``.
 
     WaffleIron and ScaLR step it once per iteration, so their first iteration has rate 0.
+
+    Args:
+        warmup: steps of the rise.
+        total: steps of the run.
+        published_peak: the rise ends with ``lr`` at ``warmup - 1``, and the cosine starts with it
+            once more: the published code of NCLR.
     """
     if step < warmup:
-        return lr * step / warmup
+        return lr * step / (max(warmup - 1, 1) if published_peak else warmup)
     return cosine(step - warmup, max(total - warmup, 1), lr, min_lr)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ _MAX_HEADER_BYTES = 100_000_000
 _ZIP_START = b"PK\x03\x04"
 # A score that somebody averaged with numpy, beside the weights.
 _NUMPY_NUMBERS = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+# Settings of a trainer, beside the weights, and where it wrote (NCLR, BEVContrast).
+_TABLES = ("easydict.EasyDict",)
+_PATHS = ("pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath")
 
 
 def weights_file(path: str | Path) -> Path:
@@ -137,7 +141,7 @@ def _starts_safetensors(start: bytes) -> bool:
 
 
 class _Unread:
-    """Takes the place of a number of numpy: nothing of numpy itself is called for a file."""
+    """Takes the place of a number of numpy or a path: nothing of either is called for a file."""
 
     def __init__(self, *values: object) -> None: ...
 
@@ -145,7 +149,8 @@ class _Unread:
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
-    stand_ins: list[Any] = [(_Unread, name) for name in _NUMPY_NUMBERS]
+    stand_ins: list[Any] = [(_Unread, name) for name in (*_NUMPY_NUMBERS, *_PATHS)]
+    stand_ins += [(OrderedDict, name) for name in _TABLES]
     try:
         with torch.serialization.safe_globals(stand_ins):
             content = torch.load(path, map_location="cpu", weights_only=True)

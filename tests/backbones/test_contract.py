@@ -67,6 +67,11 @@ SMALL: dict[str, dict[str, Any]] = {
     },
 }
 
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Second of voxels": ("Second", SMALL["Second"] | {"tokens": "voxels"}),
+}
+"""More arguments of a class, where they change what its tokens are."""
+
 
 # The batch norm that follows takes it out again.
 WITHOUT_EFFECT = ("embed.conv2.0.bias",)
@@ -82,6 +87,13 @@ def backbones() -> list[type[Backbone]]:
             if cls.__module__.startswith("lidarssl.") and not inspect.isabstract(cls):
                 found.append(cls)
     return sorted(found, key=lambda cls: cls.__name__)
+
+
+def configurations() -> dict[str, tuple[type[Backbone], dict[str, Any]]]:
+    """Class and arguments of everything that keeps the contract."""
+    classes = {cls.__name__: cls for cls in backbones()}
+    small = {name: (cls, SMALL.get(name, {})) for name, cls in classes.items()}
+    return small | {name: (classes[cls], kwargs) for name, (cls, kwargs) in VARIANTS.items()}
 
 
 def cloud(seed: int, sizes: tuple[int, ...] = (150, 90)) -> PointBatch:
@@ -104,11 +116,12 @@ def part(points: PointBatch, frame: int) -> PointBatch:
     return PointBatch(points.points[mine], points.intensity[mine], batch, 1)
 
 
-@pytest.fixture(params=backbones(), ids=lambda cls: cls.__name__)
+@pytest.fixture(params=configurations())
 def backbone(request: pytest.FixtureRequest) -> Backbone:
+    cls, arguments = configurations()[request.param]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = request.param(**SMALL.get(request.param.__name__, {}))
+        model = cls(**arguments)
         for parameter in model.parameters():
             parameter.data += 0.05 * torch.randn_like(parameter)
     return model

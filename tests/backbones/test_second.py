@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
 
 from backbones.test_voxelnet import SMALL, cloud
+from lidarssl.backbones.bev import Reading
 from lidarssl.backbones.second import BevConvolutions, Second, bevnet
 from lidarssl.errors import ConfigError
 from lidarssl.frame import PointBatch
@@ -24,6 +27,7 @@ def test_published_sizes() -> None:
     assert {key.split(".")[0] for key in state} == {"backbone_3d", "backbone_2d"}
     assert bevnet().state_dict()["final.weight"].shape == (64, 512, 1, 1)
     assert (bevnet().bev.width, bevnet().bev.height) == (256, 256)
+    assert not bevnet().columns
 
 
 def test_tokens_are_the_cells_in_row_major_order() -> None:
@@ -88,6 +92,79 @@ def test_a_prepared_batch_of_another_grid_is_not_used() -> None:
     points = cloud()
     foreign = replace(points, prepared=other.prepare(points).prepared)
     assert torch.equal(model(foreign).features, model(points).features)
+
+
+def mixed_frames() -> PointBatch:
+    """Two frames of one grid, with points outside of it."""
+    points = torch.cat([cloud(spread=12, seed=1).points, cloud(120, spread=12, seed=2).points])
+    intensity = torch.linspace(0, 1, 320)
+    return PointBatch(points, intensity, torch.arange(320) // 200, 2)
+
+
+@pytest.mark.parametrize("max_points", [None, 2])
+@pytest.mark.parametrize("max_voxels", [None, 30])
+def test_voxels_stand_at_the_mean_of_their_points(
+    max_points: int | None, max_voxels: int | None
+) -> None:
+    limits = {"max_points": max_points, "max_voxels": max_voxels}
+    coarse = SMALL | {"voxel_size": (1.2, 1.2, 0.1)}
+    model = Second(**coarse, **PLANE, **limits, tokens="voxels").eval()
+    batch = mixed_frames()
+    out = model(batch)
+    members: dict[tuple[int, ...], list[int]] = {}
+    for row, (point, frame) in enumerate(
+        zip(batch.points.tolist(), batch.batch.tolist(), strict=True)
+    ):
+        low, size = coarse["point_range"][:3], coarse["voxel_size"]
+        cell = tuple(math.floor((p - a) / s) for p, a, s in zip(point, low, size, strict=True))
+        if all(0 <= c < n for c, n in zip(cell, (8, 8, 40), strict=True)):
+            members.setdefault((frame, *cell), []).append(row)
+    if max_voxels is not None:
+        kept = [[c for c in members if c[0] == frame][:max_voxels] for frame in range(2)]
+        members = {cell: members[cell] for cell in chain(*kept)}
+    assert max(map(len, members.values())) > 1
+    alone = set(range(320)) - set(chain(*members.values()))
+    assert alone
+    assert out.features.shape == (len(members) + len(alone), 9)
+    for token, cell in enumerate(sorted(members)):
+        mean = batch.points[members[cell][:max_points]].double().mean(0)
+        assert torch.allclose(out.positions[token].double(), mean, atol=1e-5)
+        assert out.batch[token] == cell[0]
+        assert (out.token_of_point[members[cell]] == token).all()
+    assert out.token_of_point[sorted(alone)].tolist() == list(
+        range(len(members), len(out.features))
+    )
+    assert torch.equal(out.positions[len(members) :], batch.points[sorted(alone)])
+    assert (out.features[len(members) :] == 0).all()
+
+
+@pytest.mark.parametrize("reading", ["centers", "corners"])
+def test_voxels_read_the_map_where_they_are(reading: Reading) -> None:
+    model = Second(**SMALL, **PLANE, tokens="voxels", reading=reading).eval()
+    batch = mixed_frames()
+    out = model(batch)
+    maps = model.forward_map(model.backbone_3d.voxels(batch).tensor(), 2).double()
+    inside = (out.features != 0).any(1)
+    shift = 0.5 if reading == "centers" else 0.0
+    last = torch.tensor([model.bev.width - 1, model.bev.height - 1])
+    checked = 0
+    for token in inside.nonzero()[:, 0].tolist():
+        place = (out.positions[token, :2].double() + 4.8) / 2.4 - shift
+        if (place < 0).any() or (place > last).any():
+            continue
+        checked += 1
+        (x, y), (u, v) = place.floor().long().tolist(), place.frac().tolist()
+        expected = sum(
+            weight * maps[out.batch[token], :, min(y + j, int(last[1])), min(x + i, int(last[0]))]
+            for i, j, weight in (
+                (0, 0, (1 - u) * (1 - v)),
+                (1, 0, u * (1 - v)),
+                (0, 1, (1 - u) * v),
+                (1, 1, u * v),
+            )
+        )
+        assert torch.allclose(out.features[token].double(), expected, atol=1e-5)
+    assert checked > 50
 
 
 def test_lists_of_different_lengths_are_refused() -> None:

@@ -69,6 +69,42 @@ HEAD = {"classifier.0.weight": torch.ones(3, 6), "classifier.0.bias": torch.ones
 DETECTOR = {"dense_head.conv_cls.weight": torch.ones(18, 512, 1, 1), "global_step": torch.ones(1)}
 
 
+def calibrated(encoder: dict[str, Tensor]) -> dict[str, Any]:
+    """A checkpoint as NCLR's trainer leaves it: its image encoder and heads beside a network."""
+    linear = {"weight": torch.ones(64, 64), "bias": torch.ones(64)}
+    norm = {
+        **dict.fromkeys(("weight", "bias", "running_mean", "running_var"), torch.ones(64)),
+        "num_batches_tracked": torch.tensor(3),
+    }
+    beside = {
+        "img_encoder.encoder.conv1.weight": torch.ones(64, 3, 7, 7),
+        "img_encoder.encoder.layer1.0.conv1.weight": torch.ones(64, 64, 1, 1),
+        "img_encoder.encoder.fc.weight": torch.ones(10, 2048),
+        "img_encoder.decoder.0.weight": torch.ones(64, 2048, 1, 1),
+        "img_encoder.decoder.0.bias": torch.ones(64),
+        "pc_conv_before_attn.weight": torch.ones(64, 64, 1),
+        "img_conv_before_attn.weight": torch.ones(64, 64, 1, 1),
+    }
+    for fuse in ("i2p_fuse_layer", "p2i_fuse_layer"):
+        for one in ("query", "key", "value"):
+            beside |= prefixed(linear, f"{fuse}.{one}.")
+    for head, ones in (("pc_score_layer", (1,)), ("img_score_layer", (1, 1))):
+        for number, width in ((0, 64), (3, 64), (6, 1)):
+            beside[f"{head}.{number}.weight"] = torch.ones(width, 64, *ones)
+        beside |= prefixed(norm, f"{head}.1.") | prefixed(norm, f"{head}.4.")
+    return {
+        "state_dict": beside | prefixed(encoder, "encoder."),
+        "optimizer": {"state": {0: {"step": 3}}, "param_groups": [{"lr": 1e-3}]},
+        "epoch": 49, "iters": 7, "config": {"DATASET": "nuscenes"},
+    }  # fmt: skip
+
+
+CALIBRATED = {
+    "img_encoder", "pc_conv_before_attn", "img_conv_before_attn", "i2p_fuse_layer",
+    "p2i_fuse_layer", "pc_score_layer", "img_score_layer", "optimizer", "epoch", "iters", "config",
+}  # fmt: skip
+
+
 def other(state: dict[str, Tensor], naming: Naming) -> dict[str, Tensor]:
     return from_ours(state, naming)
 
@@ -102,6 +138,19 @@ FILES: dict[str, tuple[Any, dict[str, Tensor], str, str, str, set[str]]] = {
             "iters": 7,
         },
         TWO, "segcontrast", "state_dict", "encoder.", {"final", "img_encoder", "iters"},
+    ),
+    "NCLR, whole trainer, MinkUNet": (
+        calibrated(other(ONE, Naming.TORCHSPARSE) | HEAD),
+        ONE, "torchsparse", "state_dict", "encoder.", {*CALIBRATED, "classifier"},
+    ),
+    "NCLR, whole trainer, SPVCNN": (
+        calibrated(other(POINTS, Naming.TORCHSPARSE) | HEAD),
+        POINTS, "torchsparse", "state_dict", "encoder.", {*CALIBRATED, "classifier"},
+    ),
+    "NCLR, whole trainer, BEVNet": (
+        calibrated(SECOND | {"final.weight": torch.ones(64, 512, 1, 1),
+                             "final.bias": torch.ones(64)}),
+        SECOND, "openpcdet", "state_dict", "encoder.", {*CALIBRATED, "final"},
     ),
     "SLidR": (
         {"model_points": ONE | {"final.kernel": torch.ones(6, 3), "final.bias": torch.ones(1, 3)},

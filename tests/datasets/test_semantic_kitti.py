@@ -150,6 +150,26 @@ def test_projection_is_p_times_tr(root: Path) -> None:
         np.testing.assert_allclose(actual, expected, atol=1e-9)
 
 
+def test_the_translation_of_tr_can_be_dropped_from_the_cameras_alone(root: Path) -> None:
+    """NCLR's published extrinsics: the rotation of Tr, and the translation that P2 tells."""
+    dropped = SemanticKitti(root, lidar_translation=False).load(FIRST)
+    kept = SemanticKitti(root).load(FIRST)
+    matrices = {
+        line.split(":")[0]: np.array(line.split(":")[1].split(), float).reshape(3, 4)
+        for line in CALIB.splitlines()
+    }
+    p, tr = matrices["P2"], matrices["Tr"]
+    z = p[2, 3]
+    offset = [(p[0, 3] - p[0, 2] * z) / p[0, 0], (p[1, 3] - p[1, 2] * z) / p[1, 1], z]
+    found, whole = (one.cameras[0].camera_from_lidar.numpy() for one in (dropped, kept))
+    np.testing.assert_allclose(found[:3, :3], tr[:, :3], atol=1e-9)
+    np.testing.assert_allclose(found[:3, 3], offset, atol=1e-9)
+    np.testing.assert_allclose((whole - found)[:3, 3], tr[:, 3], atol=1e-9)
+    assert abs(tr[:, 3]).max() > 0.01
+    assert kept.pose is not None
+    assert torch.equal(dropped.pose, kept.pose)
+
+
 def test_labels_split_into_class_and_object(root: Path) -> None:
     frame = SemanticKitti(root).load(FIRST)
     assert frame.semantic is not None

@@ -133,6 +133,8 @@ def test_commands_name_verbs_options_and_recipes_that_exist(
         override(Parts, {}, ["--encoder.class_path=ViT", *parts])
     elif words[:2] == ["data", "synthesize"]:
         override(WorldConfig, {}, overrides)
+    elif verb == "calibrate":
+        schema.parse("nclr_minkunet_synthetic", overrides)
     else:
         assert not overrides
     if verb == "recipes" and arguments.name is not None:
@@ -236,7 +238,7 @@ def test_named_files_modules_and_recipes_exist(page: Path) -> None:
         assert (REPOSITORY / path).exists(), f"{page.name}: {path}"
     for name in re.findall(r"`(lidarssl(?:\.\w+)+)`", text):
         assert resolves(name), f"{page.name}: {name}"
-    methods = "slidr|ppkt|also|scalr|olivine|probe|finetune"
+    methods = "slidr|ppkt|also|scalr|olivine|nclr|probe|finetune"
     backbones = "minkunet|spvcnn|second|voxelnet|waffleiron"
     for name in re.findall(rf"`((?:{methods})_(?:{backbones})_\w+)`", text):
         assert name in schema.files.shipped(), f"{page.name}: {name}"

@@ -7,7 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lidarssl.losses.contrastive import info_nce, supervised_info_nce
+from lidarssl.losses.contrastive import (
+    info_nce,
+    multi_match_info_nce,
+    near_pixels,
+    supervised_info_nce,
+)
 
 
 def brute_force(anchors: torch.Tensor, candidates: torch.Tensor, temperature: float) -> float:
@@ -185,3 +190,99 @@ def test_supervised_refuses() -> None:
         supervised_info_nce(two, torch.ones(3, 2), labels, 0.07)
     with pytest.raises(ValueError, match="one per anchor"):
         supervised_info_nce(two, two, labels[:1], 0.07)
+
+
+def multi_match_brute_force(
+    anchors: torch.Tensor, candidates: torch.Tensor, matches: torch.Tensor, temperature: float
+) -> float:
+    total = 0.0
+    for rows, columns, pairs in (
+        (anchors.tolist(), candidates.tolist(), matches.tolist()),
+        (candidates.tolist(), anchors.tolist(), matches.T.tolist()),
+    ):
+        for row, match in zip(rows, pairs, strict=True):
+            likeness = [
+                math.exp(sum(a * c for a, c in zip(row, column, strict=True)) / temperature)
+                for column in columns
+            ]
+            total += sum(
+                -math.log(one / sum(likeness) + 1e-8) * weight
+                for one, weight in zip(likeness, match, strict=True)
+            ) / len(rows)
+    return total
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 7),
+    columns=st.integers(1, 7),
+    channels=st.integers(1, 4),
+    temperature=st.floats(0.3, 2),
+    seed=st.integers(0, 2**16),
+)
+def test_multi_match_equals_brute_force(
+    rows: int, columns: int, channels: int, temperature: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    anchors = torch.randn(rows, channels, generator=generator, dtype=torch.float64)
+    candidates = torch.randn(columns, channels, generator=generator, dtype=torch.float64)
+    matches = torch.rand(rows, columns, generator=generator) < 0.4
+    expected = multi_match_brute_force(anchors, candidates, matches, temperature)
+    actual = multi_match_info_nce(anchors, candidates, matches, temperature)
+    assert float(actual) == pytest.approx(expected, abs=1e-9)
+
+
+def test_multi_match_with_one_match_each_is_info_nce_both_ways() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64)
+    both = info_nce(a, b, 0.5) + info_nce(b, a, 0.5)
+    own = multi_match_info_nce(a, b, torch.eye(6), 0.5, floor=0.0)
+    assert float(own) == pytest.approx(float(both))
+
+
+def test_multi_match_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(5, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    matches = torch.rand(5, 4, generator=generator) < 0.5
+    assert torch.autograd.gradcheck(lambda x, y: multi_match_info_nce(x, y, matches, 0.2), (a, b))
+
+
+def test_multi_match_without_matches_is_zero_and_a_hopeless_match_is_bounded() -> None:
+    a = torch.tensor([[100.0], [-100.0]], requires_grad=True)
+    loss = multi_match_info_nce(a, a.detach(), torch.zeros(2, 2), 0.07)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(a.grad, torch.zeros(2, 1))
+    hopeless = multi_match_info_nce(a, a, 1 - torch.eye(2), 0.07)
+    assert hopeless.item() == pytest.approx(-2 * math.log(1e-8))
+    assert multi_match_info_nce(a[:0], a, torch.zeros(0, 2), 0.07).item() == 0
+
+
+def test_multi_match_refuses_other_shapes() -> None:
+    with pytest.raises(ValueError, match="must be"):
+        multi_match_info_nce(torch.ones(2, 3), torch.ones(4, 3), torch.ones(4, 2), 0.07)
+    with pytest.raises(ValueError, match="temperature"):
+        multi_match_info_nce(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 2), 0.0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    height=st.integers(1, 6),
+    width=st.integers(1, 6),
+    distance=st.floats(0, 3),
+    seed=st.integers(0, 2**16),
+)
+def test_near_pixels_equal_brute_force(height: int, width: int, distance: float, seed: int) -> None:
+    pixels = torch.rand(5, 2, generator=torch.Generator().manual_seed(seed)).double() * 8 - 1
+    near = near_pixels(pixels, height, width, distance)
+    for index in range(height * width):
+        for point, (x, y) in enumerate(pixels.tolist()):
+            away = math.hypot(index % width - x, index // width - y)
+            if abs(away - distance) > 1e-9:
+                assert bool(near[index, point]) == (away < distance)
+
+
+def test_a_pixel_at_exactly_the_distance_is_near() -> None:
+    near = near_pixels(torch.tensor([[1.0, 1.0]]), 3, 3, 1.0)
+    assert near[:, 0].int().tolist() == [0, 1, 0, 1, 1, 1, 0, 1, 0]

@@ -27,6 +27,8 @@ from lidarssl.images.unet import SmallUNet
 from lidarssl.methods.also import Also, ScanSampling
 from lidarssl.methods.base import Method
 from lidarssl.methods.image_to_lidar import PairAugmentation
+from lidarssl.methods.nclr import Nclr
+from lidarssl.methods.nclr_settings import CalibrationView, PoseTerm, TokenSampling
 from lidarssl.methods.olivine import Distributions, Olivine
 from lidarssl.methods.ppkt import Ppkt
 from lidarssl.methods.scalr import Scalr, ViewAugmentation
@@ -106,6 +108,16 @@ def augmentation(size: tuple[int, int]) -> PairAugmentation:
     return PairAugmentation(image_size=size, min_pairs=8, scale=(0.9, 1.1))
 
 
+def nclr(size: tuple[int, int] = (32, 48), **changes: Any) -> Nclr:
+    arguments: dict[str, Any] = {
+        "embedding": 8, "num_matches": 16, "view": CalibrationView(image_size=size),
+        "sampling": TokenSampling(number=64),
+        "pose": PoseTerm(keypoints=16, thresholds=(0.4, 0.2), enough=6),
+    }  # fmt: skip
+    arguments |= {"backbone": backbone(), "image_encoder": encoder()}
+    return Nclr(**arguments | changes)
+
+
 # A new method needs one line here; every test of every method then runs on it.
 SMALL: dict[str, Small] = {
     "Also": Small(
@@ -115,6 +127,7 @@ SMALL: dict[str, Small] = {
         ),
         samples=False,
     ),
+    "Nclr": Small(lambda size: nclr(size), samples=True),
     "Olivine": Small(
         lambda size: Olivine(
             backbone(), encoder(), WeakLabels(weak_labels()), 8, num_matches=64,

@@ -39,7 +39,9 @@ def encoders(method: Method) -> list[ImageEncoder]:
 
 
 def test_methods_are_found() -> None:
-    assert {"Also", "Olivine", "Ppkt", "Scalr", "Slidr"} <= {cls.__name__ for cls in methods()}
+    assert {"Also", "Nclr", "Olivine", "Ppkt", "Scalr", "Slidr"} <= {
+        cls.__name__ for cls in methods()
+    }
 
 
 def test_student_is_a_backbone_of_the_method(method: Method) -> None:

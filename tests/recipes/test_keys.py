@@ -96,7 +96,7 @@ def test_one_line_may_document_several_arguments() -> None:
 
 
 def test_choices_are_what_can_be_built() -> None:
-    assert {"Also", "Olivine", "Slidr", "Ppkt"} <= set(choices(Method))
+    assert {"Also", "Nclr", "Olivine", "Slidr", "Ppkt"} <= set(choices(Method))
     assert not {"Method", "ImageToLidar"} & set(choices(Method))
     ours = {name for name, cls in choices(Dataset).items() if cls.__module__.startswith("lidarssl")}
     assert ours == {
@@ -113,7 +113,9 @@ def test_classes_by_short_and_by_full_name() -> None:
 
 @pytest.mark.parametrize("name", ["Slidrr", "lidarssl.methods.slidr.Sldr", "os.system", "", "a..b"])
 def test_unknown_class(name: str) -> None:
-    with pytest.raises(ConfigError, match="known: Also, Olivine, Ppkt, Scalr, Slidr") as caught:
+    with pytest.raises(
+        ConfigError, match="known: Also, Nclr, Olivine, Ppkt, Scalr, Slidr"
+    ) as caught:
         find_class(Method, name, "method.class_path")
     assert caught.value.field == "method.class_path"
 

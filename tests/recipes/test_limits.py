@@ -9,6 +9,8 @@ import pytest
 from lidarssl.backbones.waffleiron import WaffleIron
 from lidarssl.errors import ConfigError
 from lidarssl.methods.also import ScanSampling
+from lidarssl.methods.nclr import Nclr
+from lidarssl.methods.nclr_settings import CalibrationView, PoseTerm, TermWeights, TokenSampling
 from lidarssl.methods.scalr import Scalr, ViewAugmentation
 from lidarssl.recipes.keys import REQUIRED, Section, arguments
 from lidarssl.recipes.limits import LIMITS, RECIPE_LIMITS, check_limits
@@ -17,6 +19,7 @@ from lidarssl.tasks.augmentation import PointAugmentation
 from lidarssl.tasks.probe import LinearProbe
 from lidarssl.training.fit import Training
 from lidarssl.training.learner import Optimizer
+from lidarssl.transforms.displacement import Displacement
 from lidarssl.transforms.mixing import ScanMixing
 from lidarssl.transforms.occupancy import SupportSearch
 
@@ -52,6 +55,13 @@ def test_limits_of_recipes_are_those_of_their_arguments() -> None:
         (Scalr, "hidden", 0), (ViewAugmentation, "image_size", (0, 448)),
         (ViewAugmentation, "max_points", 0), (ViewAugmentation, "flip", 1.5),
         (ViewAugmentation, "scale", (0.0, 1.1)), (ViewAugmentation, "min_depth", -1.0),
+        (Nclr, "temperature", 0.0), (Nclr, "num_matches", 0), (CalibrationView, "stride", 0),
+        (CalibrationView, "image_size", (0, 416)), (CalibrationView, "mirror_probability", -0.5),
+        (CalibrationView, "min_depth", -1.0), (Displacement, "spread", -1.0),
+        (Displacement, "max_angle", 181.0), (TokenSampling, "number", 0), (PoseTerm, "start", 1.1),
+        (PoseTerm, "keypoints", 5), (PoseTerm, "temperature", 0.0), (PoseTerm, "enough", 1),
+        (PoseTerm, "thresholds", ()), (PoseTerm, "thresholds", (0.9, 1.5)),
+        (TermWeights, "pose", -1.0),
         (WaffleIron, "depth", 0), (WaffleIron, "voxel_size", 0.0), (WaffleIron, "drop_path", 1.0),
     ],
 )  # fmt: skip

@@ -30,7 +30,7 @@ from lidarssl.transforms.weak_labels import SETTINGS_FILE, WeakLabelSettings
 
 NAMES = list(files.shipped())
 SYNTHETIC = [name for name in NAMES if "synthetic" in name]
-METHODS = ("slidr", "ppkt", "also", "scalr", "olivine")
+METHODS = ("slidr", "ppkt", "also", "scalr", "olivine", "nclr")
 NAME = re.compile(
     rf"({'|'.join(METHODS)}|probe|finetune)_(also_)?(minkunet|spvcnn|second|voxelnet|waffleiron)_"
     r"(synthetic|nuscenes|semantic_kitti|semantic_poss|semantic_stf|daps3d|kitti_object|kitti_360|kitti|once|"
@@ -38,7 +38,9 @@ NAME = re.compile(
 )
 SMALL = ("synthetic", "sample")
 # Words of the names of recipes whose publications' code has accidents.
-ACCIDENTS = {"also", "scalr", "supervised", "olivine", "stf", "daps3d", "scribble", "rellis"}
+ACCIDENTS = {
+    "also", "scalr", "supervised", "olivine", "nclr", "stf", "daps3d", "scribble", "rellis"
+}  # fmt: skip
 # Parameters of the published networks, with their classifier.
 PARAMETERS = {
     "finetune_minkunet_nuscenes_also": 37_844_625,
@@ -47,6 +49,11 @@ PARAMETERS = {
     "finetune_spvcnn_nuscenes_also": 21_775_217,
     "finetune_spvcnn_semantic_kitti_also": 21_778_100,
     "finetune_spvcnn_semantic_poss_also": 21_778_100 - 6 * 97,
+    "finetune_minkunet_nuscenes_nclr": 37_844_625,
+    "finetune_minkunet_semantic_kitti_nclr": 21_720_820,
+    "finetune_minkunet_semantic_poss_nclr": 21_720_820 - 6 * 97,
+    "finetune_spvcnn_nuscenes_nclr": 21_775_217,
+    "finetune_spvcnn_semantic_kitti_nclr": 21_775_217 + 3 * 97,
     # Here with an output more, that of the ignored class.
     "finetune_waffleiron_semantic_kitti_supervised": 6_840_615 + 257,
     "finetune_waffleiron_nuscenes_supervised": 15_125_796 + 385,
@@ -137,7 +144,9 @@ def test_it_builds_and_reloads_to_the_same_objects(tiny: Tiny, name: str, tmp_pa
         assert getattr(first.recipe, settings, 0) == getattr(second.recipe, settings, 0)
     if isinstance(first.recipe, PretrainRecipe):
         one, other = (vars(loaded.recipe.method) for loaded in (first, second))
-        for settings in ("augmentation", "sampling", "search", "distributions", "weights"):
+        for settings in (
+            "augmentation", "sampling", "search", "distributions", "weights", "view", "pose"
+        ):  # fmt: skip
             assert one.get(settings) == other.get(settings)
 
 

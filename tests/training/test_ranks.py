@@ -14,6 +14,8 @@ import torch.multiprocessing as mp
 from lidarssl.batching import collate
 from lidarssl.frame import Batch, Frame, map_tensors
 from lidarssl.methods.base import Method
+from lidarssl.methods.nclr import Nclr
+from lidarssl.methods.nclr_settings import PoseTerm
 from lidarssl.methods.olivine import Distributions, Olivine
 from lidarssl.tasks.augmentation import WaffleIronAugmentation
 from lidarssl.tasks.semantic import SemanticSegmentation
@@ -38,6 +40,14 @@ def olivine_past_its_warm_up() -> Method:
     method = build(Olivine)
     assert isinstance(method, Olivine)
     method.distributions = Distributions(decay=0.2, warmup=0, frozen=False)
+    return method
+
+
+def nclr_with_its_pose() -> Method:
+    """The pose of every image teaches from the first step."""
+    method = build(Nclr)
+    assert isinstance(method, Nclr)
+    method.pose = PoseTerm(start=0.0, keypoints=16, thresholds=(0.0,), enough=6)
     return method
 
 
@@ -95,7 +105,10 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 METHODS: dict[str, Callable[[], Method]] = {
     cls.__name__: partial(build, cls) for cls in methods()
-} | {"Olivine past its warm-up": olivine_past_its_warm_up}
+} | {
+    "Nclr with its pose": nclr_with_its_pose,
+    "Olivine past its warm-up": olivine_past_its_warm_up,
+}
 CASES: dict[str, Case] = {
     f"{name}, {change.__name__}": method_case(made, change)
     for name, made in METHODS.items()

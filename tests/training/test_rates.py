@@ -168,6 +168,19 @@ def test_warmup_in_every_unit(unit: str, length: float) -> None:
     np.testing.assert_allclose(shifted[:-1], found[1:], rtol=1e-12)
 
 
+def test_published_peak_has_the_rates_of_nclr() -> None:
+    schedule = Schedule(
+        "warmup_cosine", warmup=0.05, final=0.01, first_rate_zero=True, published_peak=True
+    )
+    factor = schedule.factor(1000, 20)
+    anchors = {0: 0.0, 1: 2.0408e-5, 49: 1e-3, 50: 1e-3, 525: 5.05e-4, 999: 1.00027e-5}
+    assert {step: 1e-3 * factor(step) for step in anchors} == pytest.approx(anchors, rel=1e-5)
+    assert schedule.factor(1019, 20)(49) == 1, "1/20 of the run is rounded down"
+    schedule.first_rate_zero = False
+    shifted = schedule.factor(1000, 20)
+    assert [shifted(step) for step in range(999)] == [factor(step) for step in range(1, 1000)]
+
+
 @pytest.mark.parametrize("published", [False, True])
 def test_inverse_sqrt_of_epochs(published: bool) -> None:
     """ScaLR+: 1 epoch of warm-up, time scale 0.45 epochs, 2 of 65 epochs to cool down."""

@@ -12,14 +12,16 @@ import itertools
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lidarssl.backbones.base import Backbone
+from lidarssl.backbones.bev import Reading
 from lidarssl.backbones.voxelize import PointInputs
-from lidarssl.backbones.voxelnet import XYZ_INTENSITY, VoxelNet
+from lidarssl.backbones.voxelnet import XYZ_INTENSITY, BoundedVoxels, VoxelNet
 from lidarssl.errors import ConfigError
 from lidarssl.frame import PointBatch, PointFeatures
 from lidarssl.geometry.hard_voxels import Range, Size
@@ -86,10 +88,16 @@ class BevConvolutions(nn.Module):
 
 
 class Second(Backbone):
-    """SECOND's 3-D and 2-D backbones; tokens are all cells of the map, empty ones included.
+    """SECOND's 3-D and 2-D backbones.
 
-    The tokens of a frame are in row-major order (y, x), ``bev.height`` x ``bev.width`` of them,
-    at z = 0. A point has the token of its cell; one outside the range that of the nearest cell.
+    Tokens ``cells``, as ALSO: all cells of the map, empty ones included. Those of a frame are in
+    row-major order (y, x), ``bev.height`` x ``bev.width`` of them, at z = 0. A point has the
+    token of its cell; one outside the range that of the nearest cell.
+
+    Tokens ``voxels``, as NCLR: the occupied voxels at the mean of their points, in the order
+    (frame, x, y, z), with the features of the map there. A point has the token of its voxel; one
+    that is in none (out of range, or beyond ``max_voxels``) is a token of its own, with zeros,
+    after all voxels.
 
     Args:
         point_range, voxel_size, inputs, radius, added_height, residual, max_points, max_voxels,
@@ -102,7 +110,9 @@ class Second(Backbone):
         bn_momentum: of every batch norm.
         head_channels: adds the 1x1 convolution ``final`` with bias.
         positions: of the tokens: ``centers`` of the cells, or ``stretched`` from edge to edge,
-            as ALSO's published code.
+            as ALSO's published code. Those of ``cells``.
+        tokens: ``cells`` or ``voxels``.
+        reading: of the map at ``voxels``, see ``lidarssl.backbones.bev.BevGrid.read``.
 
     Attributes:
         out_channels: width of the output.
@@ -112,7 +122,6 @@ class Second(Backbone):
         ConfigError: as ``VoxelNet``, or lists whose lengths differ.
     """
 
-    columns = True
     _positions: Tensor
 
     def __init__(
@@ -134,9 +143,15 @@ class Second(Backbone):
         bn_momentum: float = 0.01,
         head_channels: int | None = None,
         positions: Literal["centers", "stretched"] = "centers",
+        tokens: Literal["cells", "voxels"] = "cells",
+        reading: Reading = "centers",
     ) -> None:
         super().__init__()
         _check_blocks(layers, strides, plane_channels, up_channels)
+        self.tokens, self.reading = tokens, reading
+        self.columns = tokens == "cells"
+        if tokens == "voxels":
+            self.fov = (point_range[:3], point_range[3:])
         self.backbone_3d = VoxelNet(
             point_range,
             voxel_size,
@@ -166,13 +181,28 @@ class Second(Backbone):
     def forward(self, points: PointBatch) -> PointFeatures:
         voxels = self.backbone_3d.voxels(points)
         maps = self.forward_map(voxels.tensor(), points.batch_size)
-        features = maps.permute(0, 2, 3, 1).flatten(0, 2)
-        frames = torch.arange(points.batch_size, device=features.device)
+        return self._cells(maps, points) if self.columns else self._voxels(maps, points, voxels)
+
+    def _cells(self, maps: Tensor, points: PointBatch) -> PointFeatures:
+        frames = torch.arange(points.batch_size, device=maps.device)
         return PointFeatures(
             positions=self._positions.to(points.points.dtype).repeat(points.batch_size, 1),
-            features=features,
+            features=maps.permute(0, 2, 3, 1).flatten(0, 2),
             batch=frames.repeat_interleave(self.bev.height * self.bev.width),
             token_of_point=self.bev.cell_of(points.points, points.batch),
+        )
+
+    def _voxels(self, maps: Tensor, points: PointBatch, voxels: BoundedVoxels) -> PointFeatures:
+        frame = voxels.tensor().coordinates[:, 0]
+        features = self.bev.read(maps, voxels.centroids, frame, self.reading)
+        alone = (voxels.voxel_of_point < 0).nonzero()[:, 0]
+        token = voxels.voxel_of_point.clone()
+        token[alone] = len(frame) + torch.arange(len(alone), device=token.device)
+        return PointFeatures(
+            positions=torch.cat([voxels.centroids, points.points[alone]]),
+            features=torch.cat([features, features.new_zeros(len(alone), self.out_channels)]),
+            batch=torch.cat([frame, points.batch[alone]]),
+            token_of_point=token,
         )
 
     def forward_map(self, x: SparseTensor, batch_size: int) -> Tensor:
@@ -194,13 +224,25 @@ def _check_blocks(*lists: tuple[int, ...]) -> None:
         )
 
 
-def bevnet(out_channels: int = 64) -> Second:
-    """NCLR's network, its range and voxels on nuScenes.
+def bevnet(
+    out_channels: int = 64,
+    max_points: int | None = None,
+    max_voxels: int | None = None,
+    reading: Reading = "centers",
+) -> Second:
+    """NCLR's network as they pretrain it on nuScenes, whose intensities reach 255.
 
     Args:
         out_channels: of the head ``final``.
+        max_points, max_voxels: 10 and 60000 in the publication.
+        reading: of the map at the voxels; ``corners`` in the publication.
     """
     return Second(
         point_range=(-51.2, -51.2, -3.0, 51.2, 51.2, 1.0),
+        inputs=replace(XYZ_INTENSITY, scale=(1.0, 1.0, 1.0, 1 / 255)),
+        max_points=max_points,
+        max_voxels=max_voxels,
         head_channels=out_channels,
+        tokens="voxels",
+        reading=reading,
     )

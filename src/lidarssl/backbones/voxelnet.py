@@ -81,13 +81,17 @@ class BoundedVoxels:
     Attributes:
         made_by: how.
         features: (V, C) float32.
+        centroids: (V, 3) m, mean of the points that a voxel keeps.
         inside: (N,) bool, whether a point is in the grid and the radius.
+        voxel_of_point: (N,) int64; -1 outside, or in a voxel beyond the limit.
         maps: the sites, and the kernel maps made so far.
     """
 
     made_by: Voxelization
     features: Tensor
+    centroids: Tensor
     inside: Tensor
+    voxel_of_point: Tensor
     maps: KernelMaps
 
     def tensor(self) -> SparseTensor:
@@ -103,18 +107,27 @@ def bounded_voxels(points: PointBatch, rule: Voxelization) -> BoundedVoxels:
     limit = 1 if rule.inputs.reduce == "first" else rule.max_points
     values = rule.inputs.of_points(points)
     sites, features = [points.batch.new_empty(0, 4)], [values.new_empty(0, values.shape[1])]
+    centroids, owners, count = [points.points.new_empty(0, 3)], [points.batch.new_empty(0)], 0
     for frame, (cloud, near, inputs) in enumerate(
         zip(points.points.split(sizes), within.split(sizes), values.split(sizes), strict=True)
     ):
         voxels = hard_voxelize(cloud, rule.grid, limit, rule.max_voxels, near)
         sites.append(F.pad(voxels.coordinates, (1, 0), value=frame))
         features.append(voxels.mean(inputs))
-    coordinates = torch.cat(sites)
+        centroids.append(voxels.mean(cloud))
+        owner = voxels.voxel_of_point
+        owners.append(torch.where(owner >= 0, owner + count, owner))
+        count += voxels.coordinates.shape[0]
+    coordinates, voxel_of_point = torch.cat(sites), torch.cat(owners)
     order = site_keys(coordinates).argsort()
+    # The last row of the table is that of the points without a voxel, -1.
+    place = torch.cat([order.argsort(), order.new_tensor([-1])])
     return BoundedVoxels(
         made_by=rule,
         features=torch.cat(features)[order],
+        centroids=torch.cat(centroids)[order],
         inside=within & rule.grid.cells(points.points)[1],
+        voxel_of_point=place[voxel_of_point],
         maps=KernelMaps.of(coordinates[order], shape=rule.shape),
     )
 

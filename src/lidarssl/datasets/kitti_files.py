@@ -53,15 +53,20 @@ class Calibration:
             )
         return self.camera0_from_lidar
 
-    def camera(self, key: str, path: Path) -> tuple[Tensor, Tensor]:
+    def camera(self, key: str, path: Path, lidar_translation: bool = True) -> tuple[Tensor, Tensor]:
         """Intrinsics (3, 3) and camera_from_lidar (4, 4) float64 of ``P0`` .. ``P3``.
+
+        Args:
+            key: which.
+            path: of the file, for messages.
+            lidar_translation: as ``lidarssl.geometry.projection.kitti_camera``.
 
         Raises:
             DataError: the file has no such line, or no ``Tr``.
         """
         if key not in self.projections:
             raise _missing_line(key, path, f"unpack {self.archive} again")
-        return kitti_camera(self.projections[key], self.lidar_transform(path))
+        return kitti_camera(self.projections[key], self.lidar_transform(path), lidar_translation)
 
 
 def parse_calibration(data: bytes, path: Path, keys: Sequence[str] = SEQUENCE_KEYS) -> Calibration:

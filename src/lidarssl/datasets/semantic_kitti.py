@@ -81,6 +81,8 @@ class SemanticKitti(KittiSequences):
         ignore_unknown_labels: as the base.
         fractions: whose shares of the labels: ``slidr`` = every n-th scan; ``segcontrast`` = the
             fixed lists of SegContrast, as ALSO, BEVContrast and NCLR.
+        lidar_translation: False drops the translation of ``Tr`` from the cameras, as NCLR's
+            published code: they then stand ~0.3 m off, mostly along their view. Poses keep it.
 
     Raises:
         ConfigError: unknown camera, image scale or fractions.
@@ -102,6 +104,7 @@ class SemanticKitti(KittiSequences):
         image_scale: float = 1.0,
         ignore_unknown_labels: bool = False,
         fractions: Literal["slidr", "segcontrast"] = "slidr",
+        lidar_translation: bool = True,
     ) -> None:
         if fractions not in ("slidr", "segcontrast"):
             raise unknown_name("fractions", fractions, ("slidr", "segcontrast"))
@@ -112,6 +115,7 @@ class SemanticKitti(KittiSequences):
         self.cameras = tuple(cameras)
         self.image_scale = check_scale(image_scale)
         self.fractions = fractions
+        self.lidar_translation = lidar_translation
 
     def absent(self, split: str) -> str:
         listed = sum(_SCANS[int(sequence)] for sequence in SEQUENCES[split])
@@ -150,7 +154,9 @@ class SemanticKitti(KittiSequences):
     def _camera(self, frame: FrameId, camera: str) -> Camera:
         path = self.folder / frame.sequence / camera / f"{frame.token}.png"
         calibration, calibration_path = self._calibration(frame.sequence)
-        intrinsics, camera_from_lidar = calibration.camera(PROJECTIONS[camera], calibration_path)
+        intrinsics, camera_from_lidar = calibration.camera(
+            PROJECTIONS[camera], calibration_path, self.lidar_translation
+        )
         image, size = read_image(path, self.image_scale)
         return Camera(
             name=camera,

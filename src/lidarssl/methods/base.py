@@ -38,10 +38,12 @@ class Method(nn.Module):
     Attributes:
         needs: what every frame must carry.
         title: how the literature writes its name.
+        progress: fraction of the run that is done, in [0, 1); set before each step by who trains.
     """
 
     needs: Field
     title: str
+    progress: float = 0.0
 
     @property
     @abstractmethod

@@ -13,6 +13,9 @@ from lidarssl.backbones.waffleiron import WaffleIron
 from lidarssl.errors import ConfigError
 from lidarssl.methods.also import Also, ScanSampling
 from lidarssl.methods.image_to_lidar import ImageToLidar, PairAugmentation
+from lidarssl.methods.nclr import Nclr
+from lidarssl.methods.nclr_settings import CalibrationView, PoseTerm, TokenSampling
+from lidarssl.methods.nclr_settings import TermWeights as NclrWeights
 from lidarssl.methods.olivine import BalancedSampling, Distributions, Olivine, TermWeights
 from lidarssl.methods.ppkt import Ppkt
 from lidarssl.methods.scalr import Scalr, ViewAugmentation
@@ -21,6 +24,7 @@ from lidarssl.tasks.augmentation import PointAugmentation
 from lidarssl.tasks.probe import LinearProbe
 from lidarssl.training.fit import Training
 from lidarssl.training.learner import Optimizer, Schedule
+from lidarssl.transforms.displacement import Displacement
 from lidarssl.transforms.mixing import ScanMixing
 from lidarssl.transforms.occupancy import SupportSearch
 
@@ -97,6 +101,37 @@ LIMITS: dict[type, dict[str, Rule]] = {
         "classes": at_least(1),
     },
     TermWeights: {"points": WEIGHT, "semantic": WEIGHT, "distribution": WEIGHT},
+    Nclr: {"embedding": at_least(1), "temperature": POSITIVE, "num_matches": at_least(1)},
+    CalibrationView: {
+        "image_size": PIXELS,
+        "stride": at_least(1),
+        "mirror_probability": SHARE,
+        "min_depth": WEIGHT,
+    },
+    Displacement: {
+        "spread": WEIGHT,
+        "limit": WEIGHT,
+        "max_angle": (lambda value: 0 <= value <= 180, "a number from 0 to 180 (degrees)"),
+    },
+    TokenSampling: {"number": at_least(1)},
+    PoseTerm: {
+        "start": SHARE,
+        "keypoints": at_least(6),
+        "temperature": POSITIVE,
+        "translation": WEIGHT,
+        "thresholds": (
+            lambda value: bool(value) and all(0 <= one <= 1 for one in value),
+            "one or more numbers from 0 to 1",
+        ),
+        "enough": at_least(2),
+    },
+    NclrWeights: {
+        "contrast": WEIGHT,
+        "fused": WEIGHT,
+        "point_overlap": WEIGHT,
+        "image_overlap": WEIGHT,
+        "pose": WEIGHT,
+    },
     Also: {
         "latent": at_least(1),
         "occupancy_weight": WEIGHT,

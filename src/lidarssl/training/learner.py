@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from lidarssl.backbones.base import Backbone
 from lidarssl.distributed import rank
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Batch, StepOutput
+from lidarssl.methods.base import Method
 from lidarssl.training.loading import LoadedBatch, good_batch
 
 
@@ -70,6 +72,8 @@ class Schedule:
             the published code of WaffleIron and ScaLR.
         published_jump: of ``inverse_sqrt``: the jump that the published code of ScaLR+ makes
             where the fall begins.
+        published_peak: of ``warmup_cosine``: the warm-up, its length rounded down, ends with the
+            full rate and the cosine starts with it once more, as the published code of NCLR.
 
     Raises:
         ConfigError: a length beyond the run.
@@ -83,6 +87,7 @@ class Schedule:
     unit: Literal["run", "epoch", "step"] = "run"
     first_rate_zero: bool = False
     published_jump: bool = False
+    published_peak: bool = False
 
     def __post_init__(self) -> None:
         for name in ("warmup", "cooldown"):
@@ -103,13 +108,14 @@ class Schedule:
                 min(step // steps_per_epoch, epochs), lr=1.0, total=epochs
             )
         unit = {"run": steps, "epoch": steps_per_epoch, "step": 1}[self.unit]
-        warmup = round(self.warmup * unit)
+        warmup = (math.floor if self.published_peak else round)(self.warmup * unit)
         # The first step of a warm-up trains too: a rate of exactly 0 would waste it.
         first = 1 if warmup and not self.first_rate_zero else 0
         if self.name == "warmup_cosine":
             return lambda step: schedules.warmup_cosine(
-                min(step + first, steps), lr=1.0, warmup=warmup, total=steps, min_lr=self.final
-            )
+                min(step + first, steps), lr=1.0, warmup=warmup, total=steps, min_lr=self.final,
+                published_peak=self.published_peak,
+            )  # fmt: skip
         cooldown = steps - round(self.cooldown * unit)
         return lambda step: schedules.inverse_sqrt(
             step + first, warmup, cooldown + first, steps + first, lr=1.0,
@@ -239,6 +245,8 @@ class Learner(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = self.trainer.global_step
+        if isinstance(self.module, Method):
+            self.module.progress = step / self.steps
         with layer_draws(self.seed, step, self.device):
             output = self.module.training_step(batch, step_generator(self.seed, step))
         loss = output.loss.detach()
