@@ -28,7 +28,7 @@ def test_version(command: Command) -> None:
     [
         "demo", "recipes", "data check", "data stats", "data synthesize", "prepare superpixels",
         "prepare image-features", "prepare weak-labels", "prepare instances", "prepare teacher",
-        "pretrain", "probe", "finetune", "evaluate", "report", "doctor",
+        "pretrain", "probe", "finetune", "evaluate", "report", "calibrate", "doctor",
     ],
 )  # fmt: skip
 def test_help_explains_with_examples(command: Command, verb: str) -> None:
@@ -63,7 +63,7 @@ def test_recipe_keys_explain_what_can_be_given(command: Command) -> None:
     assert "* --training.optimizer.lr = 0.004" in shown
     assert "* --method.temperature = 0.07" in shown
     assert "of the contrastive loss" in shown
-    assert "--method.class_path may also be Also, Olivine, Ppkt, Scalr)" in shown
+    assert "--method.class_path may also be Also, Nclr, Olivine, Ppkt, Scalr)" in shown
     assert "--method.backbone.checkpointing = false   (true or false)" in shown
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lidarssl.report import figures
+from lidarssl.report.calibration import CalibrationOverlay, OverlapPrediction
 from lidarssl.report.class_prototypes import ClassPrototypes
 from lidarssl.report.distillation import DistilledFeatures
 from lidarssl.report.occupancy import FREE, FULL, UNKNOWN, OccupancySlices
@@ -204,6 +205,29 @@ def write_figures(run: Path, rng: np.random.Generator) -> tuple[PictureRecord, .
             "Classes of the weak labels",
         ),
         (occupancy(points, rng), Section.PREDICTIONS, "Space around the street"),
+        (
+            CalibrationOverlay(
+                image,
+                ("initial pose", "recovered"),
+                np.repeat([0, 1], len(ahead)),
+                np.tile(row, 2),
+                np.concatenate([(col + 40) % 256, col]),
+                np.tile(points[ahead, 0], 2),
+            ),
+            Section.PREDICTIONS,
+            "Calibration of the front camera",
+        ),
+        (
+            OverlapPrediction(
+                points,
+                np.clip(points[:, 0] / 20, 0, 1),
+                points[:, 0] > 4,
+                image,
+                rng.random((32, 64)),
+            ),
+            Section.PREDICTIONS,
+            "What lidar and camera both see",
+        ),
     )
     records = []
     for index, (figure, section, title) in enumerate(made):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lidarssl import __version__
 from lidarssl.cli import verbs
+from lidarssl.cli.calibrate_arguments import add_calibrate
 from lidarssl.cli.export_arguments import add_export
 from lidarssl.cli.groups import Verbs, add_quiet, open_dataset
 from lidarssl.cli.parser import Parser, at_least
@@ -19,6 +20,7 @@ start here:
   lidarssl data check semantic_kitti --root DIR  is your copy of a dataset whole?
   lidarssl pretrain RECIPE --dataset.root DIR    pretrain a backbone
   lidarssl probe RECIPE --checkpoint RUN         what are its features worth?
+  lidarssl calibrate RUN                         how do lidar and camera stand? (a run of NCLR)
   lidarssl convert FILE                          whose weights are these? and to another library
   lidarssl doctor                                what is installed, what is missing
 
@@ -61,6 +63,7 @@ def build_parser() -> Parser:
     _add_evaluate(top)
     _add_report(top)
     _add_view(top)
+    add_calibrate(top)
     _add_convert(top)
     add_export(top)
     _add_hub(top)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import singledispatch
 
+from lidarssl.experiments.calibration_pictures import calibrated
 from lidarssl.experiments.class_prototypes import olivine_classes
 from lidarssl.experiments.distillation import scalr_features
 from lidarssl.experiments.occupancy import also_occupancy
@@ -11,6 +12,7 @@ from lidarssl.experiments.pictures import PictureBook
 from lidarssl.frame import Frame
 from lidarssl.methods.also import Also
 from lidarssl.methods.base import Method
+from lidarssl.methods.nclr import Nclr
 from lidarssl.methods.olivine import Olivine
 from lidarssl.methods.scalr import Scalr
 from lidarssl.methods.slidr import Slidr
@@ -52,3 +54,9 @@ def _(method: Olivine, frame: Frame, book: PictureBook) -> None:
     figure = olivine_classes(method, frame) if frame.cameras else None
     if figure is not None:
         book.add_weak_classes(frame, figure)
+
+
+@add_method_pictures.register
+def _(method: Nclr, frame: Frame, book: PictureBook) -> None:
+    if frame.cameras:
+        calibrated(method, frame, book)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from lidarssl import checkpoints
-from lidarssl.errors import DataError, require
+from lidarssl.errors import ConfigError, DataError, require
 from lidarssl.experiments.occupancy import also_occupancy, occupancy_scene
 from lidarssl.experiments.pictures import picture_frame, point_features
 from lidarssl.experiments.pretrain import picture_split
@@ -41,21 +42,38 @@ def view_run(run: str | Path, frames: int = 1, spawn: bool = True) -> None:
     view([scene_of(recipe.method, frame) for frame in loaded], spawn)
 
 
-def trained_recipe(run: Path) -> PretrainRecipe:
-    """The recipe of a run; its method, heads included, has the weights of the last checkpoint."""
+def trained_recipe(run: Path, overrides: Sequence[str] = ()) -> PretrainRecipe:
+    """The recipe of a run; its method, heads included, has the weights of the last checkpoint.
+
+    Args:
+        run: its folder.
+        overrides: command line words for the recipe, such as another dataset's.
+
+    Raises:
+        ConfigError: a word that the recipe does not know, or that changes the method.
+        DataError: no run, or no checkpoint.
+    """
     if not (run / RECIPE_FILE).is_file():
         raise DataError(
             "holds no run" if run.is_dir() else "no such run folder",
             path=run,
             remedy="give a folder that `lidarssl pretrain` has written",
         )
-    recipe: PretrainRecipe = load(str(run / RECIPE_FILE), kinds=("pretrain",)).recipe
+    recipe: PretrainRecipe = load(str(run / RECIPE_FILE), overrides, ("pretrain",)).recipe
     path = run / "checkpoints" / "last.ckpt"
     state = state_of(read_content(path), path)
     module = "module."
-    checkpoints.load_into(
-        recipe.method, {name.removeprefix(module): value for name, value in state.items()}
-    )
+    try:
+        checkpoints.load_into(
+            recipe.method, {name.removeprefix(module): value for name, value in state.items()}
+        )
+    except ConfigError as error:
+        raise ConfigError(
+            error.problem,
+            path=path,
+            remedy="the method must be the one that was trained: leave out --method options, and "
+            "use the version of lidarssl that trained it",
+        ) from error
     return recipe
 
 

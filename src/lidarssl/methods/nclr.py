@@ -332,14 +332,14 @@ class Nclr(Method):
         found = epnp(keypoints.position, at_depth_one)
         truth = scene.camera_from_lidar[fused.images].to(found.rotation.dtype)
         valid = keypoints.enough & found.valid
-        total, count = all_reduce_sum(
-            torch.stack(
-                pose_sum(
-                    found.rotation, found.translation, truth[:, :3, :3], truth[:, :3, 3],
-                    valid, self.pose.translation,
-                )
+        sums = torch.stack(
+            pose_sum(
+                found.rotation, found.translation, truth[:, :3, :3], truth[:, :3, 3],
+                valid, self.pose.translation,
             )
         )  # fmt: skip
+        # A process without an image takes part in the exchange, and in its gradient.
+        total, count = all_reduce_sum(sums + _zero_through(fused.points, fused.cells))
         errors = {"poses": valid.float().sum()}
         if bool(valid.any()):
             rotation, translation = found.rotation[valid].detach(), found.translation[valid]

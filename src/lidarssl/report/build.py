@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lidarssl.report import strict_json
+from lidarssl.report.figures import Drawing
 from lidarssl.report.headline import headline
 from lidarssl.report.page import run_page
 from lidarssl.report.run_folder import RunFolder, read_run
@@ -29,13 +30,17 @@ def build_report(run: Path) -> Path:
     """
     folder = read_run(run)
     for record, drawing in folder.drawings:
-        source = run / record.file
-        if source.suffix == ".npz":
-            for index, panel in enumerate(drawing.panels):
-                suffix = f"_{index}" if len(drawing.panels) > 1 else ""
-                source.with_name(f"{source.stem}{suffix}.png").write_bytes(panel.png)
+        write_panels(run / record.file, drawing)
     strict_json.write(run / JSON_FILE, summary(folder))
     return write_page(run / HTML_FILE, run_page(folder))
+
+
+def write_panels(source: Path, drawing: Drawing) -> None:
+    """The panels of a figure as PNG beside its raw data."""
+    if source.suffix == ".npz":
+        for index, panel in enumerate(drawing.panels):
+            suffix = f"_{index}" if len(drawing.panels) > 1 else ""
+            source.with_name(f"{source.stem}{suffix}.png").write_bytes(panel.png)
 
 
 def write_page(path: Path, page: str) -> Path:

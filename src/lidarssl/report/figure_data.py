@@ -37,10 +37,12 @@ class FigureData:
     """Base of the figures: arrays in, panels out.
 
     Subclasses are dataclasses of arrays (tensors are accepted), strings, tuples of strings,
-    integers and None; ``kind`` names them in the file.
+    integers and None; ``kind`` names them in the file. ``stacked`` puts several panels one below
+    the other, for images that are compared.
     """
 
     kind: ClassVar[str]
+    stacked: ClassVar[bool] = False
 
     def panels(self) -> tuple[Panel, ...]:
         """Draw the figure."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lidarssl.errors import DataError
 from lidarssl.report import pictures
+from lidarssl.report.calibration import CalibrationOverlay, OverlapPrediction
 from lidarssl.report.class_prototypes import ClassPrototypes
 from lidarssl.report.distillation import DistilledFeatures
 from lidarssl.report.figure_data import FigureData, Key, Panel, class_key, to_array
@@ -226,6 +227,8 @@ KINDS: tuple[type[FigureData], ...] = (
     OccupancySlices,
     DistilledFeatures,
     ClassPrototypes,
+    CalibrationOverlay,
+    OverlapPrediction,
 )
 
 
@@ -257,6 +260,7 @@ class Drawing:
 
     panels: tuple[Panel, ...]
     key: Key
+    stacked: bool = False
 
 
 def draw(path: Path) -> Drawing:
@@ -267,7 +271,7 @@ def draw(path: Path) -> Drawing:
     """
     figure = load(path)
     try:
-        return Drawing(figure.panels(), figure.key())
+        return Drawing(figure.panels(), figure.key(), figure.stacked)
     except DataError as error:
         raise DataError(error.problem, path=path, field=error.field, remedy=error.remedy) from error
     except (ValueError, IndexError, TypeError, OverflowError, AttributeError) as error:

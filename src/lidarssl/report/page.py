@@ -268,20 +268,21 @@ def _pictures_section(drawings: list[tuple[PictureRecord, Drawing]]) -> _NamedSe
     for section, heading in _SECTION_TEXT.items():
         chosen = [pair for pair in drawings if pair[0].section is section]
         if chosen:
-            shown = [_picture(record, drawing, budget) for record, drawing in chosen]
+            shown = [picture(record, drawing, budget) for record, drawing in chosen]
             parts.append(element("h3", heading))
             parts.append(element("div", *shown, class_="gallery"))
     note = "Seen from above: forward is up, rings are distances from the sensor (triangle)."
     return _section(anchor, title, element("p", note, class_="small"), *parts)
 
 
-def _picture(record: PictureRecord, drawing: Drawing, budget: PictureBudget) -> Html:
+def picture(record: PictureRecord, drawing: Drawing, budget: PictureBudget) -> Html:
+    """One picture of a gallery, with what to look for."""
     panels = []
     for panel in drawing.panels:
         image = budget.image(panel.png, f"{record.title} {panel.title}".strip())
         label = element("figcaption", panel.title) if panel.title else None
         panels.append(element("figure", image, label))
-    size = {1: "one", 2: "two"}.get(len(panels), "three")
+    size = {1: "one", 2: "two"}.get(1 if drawing.stacked else len(panels), "three")
     return element(
         "article",
         element("div", *panels, class_=f"panels {size}"),
