@@ -2,8 +2,8 @@
 
     python benchmarks/label_efficiency.py --out runs/label_efficiency --workers 2
 
-Rows: look-up, random init, ALSO, PPKT, SLidR, OLIVINE, ScaLR, or some of them (``--rows``, which
-also knows OLIVINE without some of its terms); of a small MinkUNet or, into ``OUT/waffleiron``, of a
+Rows: look-up, random init, ALSO, PPKT, SLidR, OLIVINE, NCLR, ScaLR, or some of them (``--rows``,
+which also knows OLIVINE without some of its terms); of a small MinkUNet or, into ``OUT/waffleiron``, of a
 small WaffleIron (``--backbone``). Columns: probe and
 fine-tuning with 1 %, 10 % and 100 % of the labels. Every row tries the same learning rates and
 takes the one that is best on the ``tune`` scenes with seed 0; it is scored on the ``val`` scenes,
@@ -59,7 +59,8 @@ FINETUNE_RATES = (3e-3, 6e-3, 1.2e-2)
 FINETUNE_STEPS = {0.01: (150, 1), 0.1: (160, 2), 1.0: (240, 2)}  # steps, frames of a step
 
 METHODS = {
-    "ALSO": "also", "PPKT": "ppkt", "SLidR": "slidr", "OLIVINE": "olivine", "ScaLR": "scalr",
+    "ALSO": "also", "PPKT": "ppkt", "SLidR": "slidr", "OLIVINE": "olivine", "NCLR": "nclr",
+    "ScaLR": "scalr",
 }  # fmt: skip
 ABLATIONS = {
     "OLIVINE-points": ["semantic=0", "distribution=0"],

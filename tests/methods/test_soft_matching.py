@@ -75,7 +75,7 @@ def test_attention_against_the_definition() -> None:
 
 def test_cells_without_a_point_stay_alone() -> None:
     fusion = Fusion(4).double()
-    points, cells = fusion(normal(0, 4), normal(6, 4), normal(0, 3), normal(6, 2))
+    points, cells = fusion(normal(0, 4), normal(6, 4))
     assert points.shape == (0, 4)
     torch.testing.assert_close(cells, fusion.cell_projection(normal(6, 4)))
 

@@ -17,10 +17,12 @@ Frames are held-out ones of the run's dataset. Every key of its recipe can be gi
 calibrates frames of another dataset: --dataset.class_path NAME --dataset.root DIR --split SPLIT.
 
 solvers:
+  search  heading, x and y, up to --reach-angle and --reach-shift from the initial pose; height and
+          tilt are taken to be right, as they are where scans are displaced in the plane. No match
+          is chosen: all points are judged by how well they fit where a pose puts them
   robust  all six unknowns, from all points that the camera is said to see; wrong matches are
           left out
-  planar  heading, x and y; height and tilt of the initial pose are taken to be right, as they are
-          where scans are displaced in the plane
+  planar  the same for heading, x and y alone
   epnp    as published: one EPnP of 128 points of high overlap, without leaving any out"""
 
 
@@ -29,7 +31,7 @@ def add_calibrate(top: Verbs) -> None:
     parser = top.open(
         "calibrate", "find the pose between a lidar and its cameras with a trained NCLR", calibrate,
         "lidarssl calibrate runs/nclr\n"
-        "lidarssl calibrate runs/nclr --frames 100 --solver planar\n"
+        "lidarssl calibrate runs/nclr --frames 100 --rig\n"
         "lidarssl calibrate runs/nclr --angle 10 --shift 1 0.5 --joint\n"
         "lidarssl calibrate runs/nclr --angle 0 --dataset.class_path Folder --dataset.root logs "
         "--split train",
@@ -56,8 +58,20 @@ def add_calibrate(top: Verbs) -> None:
         "--spread", type=finite, metavar="M", help="standard deviation of the drawn moves"
     )
     parser.add_argument(
-        "--solver", choices=("robust", "planar", "epnp"), default="robust",
-        help="see below (default: robust)",
+        "--solver", choices=("search", "robust", "planar", "epnp"), default="search",
+        help="see below (default: search)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reach-angle", type=positive, metavar="DEG",
+        help="of search (default: as far as training turns a scan)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reach-shift", type=positive, metavar="M",
+        help="of search, along x and y (default: as far as training moves a scan)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rig", action="store_true",
+        help="search one motion for all cameras of a frame, which keep their places to each other",
     )  # fmt: skip
     parser.add_argument(
         "--threshold", type=positive, default=2.0, metavar="CELLS",
@@ -91,8 +105,15 @@ def calibrate(arguments: argparse.Namespace, rest: list[str]) -> None:
             arguments.max_angle,
             arguments.spread,
         ),
-        SolverSettings(arguments.solver, arguments.threshold, arguments.overlap),
+        SolverSettings(
+            arguments.solver,
+            arguments.threshold,
+            arguments.overlap,
+            reach_angle=arguments.reach_angle,
+            reach_shift=arguments.reach_shift,
+        ),
         arguments.joint,
+        arguments.rig,
         arguments.seed,
     )
     output = arguments.output or arguments.run / "calibration"

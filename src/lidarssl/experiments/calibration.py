@@ -21,6 +21,7 @@ from lidarssl.experiments.calibration_solving import (
     sightings,
     solve,
     solve_jointly,
+    solve_rig,
 )
 from lidarssl.experiments.pictures import PictureBook
 from lidarssl.experiments.pretrain import picture_split
@@ -125,6 +126,7 @@ class CalibrationOptions:
         initial: see there.
         solver: see there.
         joint: also one pose of every camera from all frames.
+        rig: the cameras of a frame keep their places to each other; ``search`` alone.
         seed: of the draws.
     """
 
@@ -133,7 +135,25 @@ class CalibrationOptions:
     initial: InitialPose = field(default_factory=InitialPose)
     solver: SolverSettings = field(default_factory=SolverSettings)
     joint: bool = False
+    rig: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rig and self.solver.solver != "search":
+            raise ConfigError(
+                f"the solver {self.solver.solver} looks at one camera at a time",
+                field="--rig, --solver",
+                remedy="take --solver search, or leave --rig out",
+            )
+
+    def poses(self, of_frame: Sequence[Sighting], method: Nclr) -> list[Pose]:
+        """The pose of every image of a frame."""
+        if self.rig:
+            return solve_rig(of_frame, self.solver.reach)
+        return [
+            solve(one, self.solver, method.pose, torch.Generator().manual_seed(self.seed))
+            for one in of_frame
+        ]
 
 
 def calibrate_run(
@@ -162,6 +182,7 @@ def calibrate_run(
     output = output or run / "calibration"
     _refuse_run_folder(output)
     recipe, method = trained_nclr(run, overrides)
+    options = replace(options, solver=options.solver.reaching(method.view.displacement))
     dataset, split = recipe.dataset, options.split or picture_split(recipe)
     check_needs(method.needs, dataset, split, "calibration")
     chosen = _spread(dataset.frames(split), options.frames, f"{dataset.name}/{split}")
@@ -171,9 +192,8 @@ def calibrate_run(
     for number, frame in enumerate(tqdm(chosen, "calibrate", disable=not progress, leave=False)):
         loaded = dataset.load(frame, Field.IMAGES)
         motion = options.initial.motion(method, options.seed, number)
-        for one in sightings(method, loaded, motion, device):
-            generator = torch.Generator().manual_seed(options.seed)
-            pose = solve(one, options.solver, method.pose, generator)
+        of_frame = sightings(method, loaded, motion, device)
+        for one, pose in zip(of_frame, options.poses(of_frame, method), strict=True):
             camera = loaded.cameras[one.camera].name
             images.append(image_record(str(frame), camera, one, pose))
             if options.joint:
@@ -369,7 +389,7 @@ def _notes(
     notes = []
     if not (run / STUDENT_FILE).is_file():
         notes.append("The run has not finished: the network is that of its last checkpoint.")
-    if options.solver.solver == "planar":
+    if options.solver.solver in ("planar", "search"):
         notes.append(
             "Height and tilt are those of the dataset's calibration: only heading, x and y were "
             "sought."

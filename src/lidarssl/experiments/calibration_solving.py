@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lidarssl.batching import collate
 from lidarssl.errors import DataError
 from lidarssl.frame import Frame
+from lidarssl.geometry.planar_search import MIN_POINTS, Evidence, PlanarFit, Reach, search_planar
 from lidarssl.geometry.pnp import epnp
 from lidarssl.geometry.poses import invert_pose, pose_from_rotation, transform_points
 from lidarssl.geometry.projection import inside_image, project
@@ -23,8 +25,10 @@ from lidarssl.methods.soft_matching import ImageMatches, StepDraws, choose_keypo
 from lidarssl.transforms.base import Compose
 from lidarssl.transforms.displacement import Displacement, displace
 
-Solver = Literal["robust", "planar", "epnp"]
+Solver = Literal["search", "robust", "planar", "epnp"]
 SOLVERS: dict[str, str] = {
+    "search": "heading, x and y under which all points fall into the cells that fit them best; "
+    "no match is chosen, height and tilt of the initial pose are taken to be right",
     "robust": "all six unknowns, from all points that the camera is said to see: consensus, "
     "then least squares on its inliers",
     "planar": "the same with the three unknowns of a planar motion (heading, x, y): height and "
@@ -44,13 +48,36 @@ class SolverSettings:
             thresholds of its own.
         hypotheses: that the consensus compares.
         most: points of a pose, those of highest weight.
+        reach_angle, reach_shift: degrees and m, of ``search`` around the initial pose; None = as
+            far as a scan is displaced in training.
     """
 
-    solver: Solver = "robust"
+    solver: Solver = "search"
     threshold: float = 2.0
     overlap: float = 0.5
     hypotheses: int = 512
     most: int = 8192
+    reach_angle: float | None = None
+    reach_shift: float | None = None
+
+    def reaching(self, displacement: Displacement) -> SolverSettings:
+        """The same with a reach."""
+        angle, shift = self.reach_angle, self.reach_shift
+        return replace(
+            self,
+            reach_angle=displacement.max_angle if angle is None else angle,
+            reach_shift=displacement.limit if shift is None else shift,
+        )
+
+    @property
+    def reach(self) -> Reach:
+        """Of ``search``; every heading and the largest shift of the published displacement where
+        no reach is given."""
+        whole = Displacement()
+        filled = self.reaching(whole)
+        assert filled.reach_angle is not None
+        assert filled.reach_shift is not None
+        return Reach(filled.reach_angle, filled.reach_shift)
 
 
 @dataclass(frozen=True)
@@ -90,8 +117,10 @@ class Pose:
     Attributes:
         matrix: (4, 4) float64 camera_from_points.
         valid: whether it is one.
-        used: (N,) bool, points that it was sought with.
-        inliers: number of those within the threshold.
+        used: (N,) bool, points that it was sought with; for ``search`` those of them that it
+            puts into the image.
+        inliers: number of those within the threshold; for ``search`` of those that fit where
+            they fall better than chance.
     """
 
     matrix: Tensor
@@ -190,6 +219,8 @@ def solve_jointly(
         of_camera: one or more; the ``calibration`` of the first is the initial pose.
         settings, term, generator: as in ``solve``.
     """
+    if settings.solver == "search":
+        return _search_jointly(of_camera, settings.reach)
     first = of_camera[0]
     parts = [one.matches for one in of_camera]
     together = replace(
@@ -206,6 +237,51 @@ def solve_jointly(
         certainty=torch.cat([part.certainty for part in parts]),
     )
     return solve_matches(together, first.calibration, settings, term, generator)
+
+
+def solve_rig(of_frame: Sequence[Sighting], reach: Reach) -> list[Pose]:
+    """Poses of all images of a frame, whose cameras keep their places to each other.
+
+    Args:
+        of_frame: one or more; their ``calibration`` are the initial poses.
+        reach: of the search.
+    """
+    evidence = [_evidence(one.matches, one.calibration) for one in of_frame]
+    found = search_planar(evidence, reach)
+    return [_pose_of(found, place, one) for place, one in enumerate(evidence)]
+
+
+def _evidence(matches: ImageMatches, initial: Tensor) -> Evidence:
+    fitted = matches.positions[: len(matches.fit)]
+    return Evidence(fitted, matches.fit, matches.intrinsics, initial)
+
+
+def _pose_of(found: PlanarFit, place: int, evidence: Evidence) -> Pose:
+    """The pose of the image at a place of those searched together."""
+    pose = evidence.camera_from_points @ found.motion
+    there = project(evidence.points, pose, evidence.intrinsics)
+    seen = found.seen[place]
+    col, row = there.uv[seen].round().long().unbind(1)
+    height, width = evidence.fit.shape[1:]
+    fit = evidence.fit[seen, row.clamp(0, height - 1), col.clamp(0, width - 1)]
+    valid = found.score > 0 and int(sum(one.sum() for one in found.seen)) >= MIN_POINTS
+    return Pose(pose, valid, seen, int((fit > 0).sum()))
+
+
+def _search_jointly(of_camera: Sequence[Sighting], reach: Reach) -> Pose:
+    """In the displaced frame of the first, where the answer is no more special than any other."""
+    first = of_camera[0]
+    evidence = []
+    for one in of_camera:
+        moved = first.displacement @ invert_pose(one.displacement)
+        positions = transform_points(one.matches.positions, moved)
+        evidence.append(_evidence(replace(one.matches, positions=positions), one.calibration))
+    found = search_planar(evidence, reach)
+    poses = [_pose_of(found, place, one) for place, one in enumerate(evidence)]
+    return Pose(
+        poses[0].matrix @ first.displacement, poses[0].valid,
+        torch.cat([pose.used for pose in poses]), sum(pose.inliers for pose in poses),
+    )  # fmt: skip
 
 
 def _pixels_like(matches: ImageMatches, other: ImageMatches) -> Tensor:
@@ -228,6 +304,11 @@ def solve_matches(
         initial: (4, 4) pose whose height and tilt ``planar`` takes over.
         settings, term, generator: as in ``solve``.
     """
+    if settings.solver == "search":
+        evidence = _evidence(matches, initial)
+        pose = _pose_of(search_planar([evidence], settings.reach), 0, evidence)
+        rest = len(matches.positions) - len(pose.used)
+        return replace(pose, used=F.pad(pose.used, (0, rest)))
     if settings.solver == "epnp":
         return _solve_epnp(matches, settings, term, generator)
     weight = matches.overlap * matches.certainty

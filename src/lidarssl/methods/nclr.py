@@ -18,6 +18,7 @@ from lidarssl.backbones.base import Backbone
 from lidarssl.distributed import all_reduce_sum, gather_counts, gather_rows, rank
 from lidarssl.errors import ConfigError
 from lidarssl.frame import Batch, Field, Matches, PointFeatures, StepOutput
+from lidarssl.geometry.planar_search import fits
 from lidarssl.geometry.pnp import epnp
 from lidarssl.geometry.poses import geodesic_angle
 from lidarssl.images.base import ImageEncoder
@@ -40,12 +41,14 @@ from lidarssl.methods.soft_matching import (
     first_points,
     matching_distance,
     pair_of,
-    places,
     rays,
     soft_cells,
 )
 from lidarssl.transforms.base import Transform
 from lidarssl.transforms.grid_matches import grid_intrinsics
+
+_FITTED = 1024
+"""Points of an image whose fit to every cell is told."""
 
 
 class Nclr(Method):
@@ -65,8 +68,6 @@ class Nclr(Method):
         alignment: similarity of a point and a pixel: their ``cosine``, as the released code, or
             ``learned``, a symmetric bilinear form that starts as the cosine: our reconstruction
             of the paper's learnable transformation alignment, of which there is no code.
-        placed: points know where they are and pixels in which direction they look when they look
-            at each other; not in the paper. The backbone is not told.
         head: ``linear`` adds a linear layer to the backbone; ``backbone`` takes its channels.
         image_norm: ``frozen`` statistics of the image encoder's batch norms, or ``batch``: those
             of each batch, while the running ones drift, as published.
@@ -93,7 +94,6 @@ class Nclr(Method):
         weights: TermWeights | None = None,
         attention: Literal["separate", "shared"] = "separate",
         alignment: Literal["cosine", "learned"] = "cosine",
-        placed: bool = False,
         head: Literal["linear", "backbone"] = "linear",
         image_norm: Literal["frozen", "batch"] = "frozen",
         negatives: Negatives = "global",
@@ -115,7 +115,7 @@ class Nclr(Method):
             nn.Linear(backbone.out_channels, embedding) if head == "linear" else nn.Identity()
         )
         self.image_head = nn.Conv2d(image_encoder.out_channels, embedding, 1)
-        self.fusion = Fusion(embedding, attention == "shared", placed)
+        self.fusion = Fusion(embedding, attention == "shared")
         self.point_overlap, self.cell_overlap = OverlapHead(embedding), OverlapHead(embedding)
         self.alignment: nn.Parameter | None = None
         if alignment == "learned":
@@ -270,7 +270,6 @@ class Nclr(Method):
             images: (J,) int64, ascending.
             draws: of the tokens.
         """
-        cell = places(scene.maps.shape[2:], scene.maps)
         drawn = [images.new_zeros(0)]
         # Of no image, but part of the graph: every process goes through the same exchanges.
         points, cells = [scene.features[:0]], [scene.maps[:0].flatten(2).mT]
@@ -278,10 +277,7 @@ class Nclr(Method):
             tokens = scene.tokens[scene.frame_of_image[image]]
             rows = draws.tokens(image, len(tokens), self.sampling.number)
             drawn.append(tokens[rows.to(tokens.device)])
-            both = self.fusion(
-                scene.features[drawn[-1]], scene.maps[image].flatten(1).T,
-                scene.positions[drawn[-1]], rays(cell[None], scene.intrinsics[image, None])[0],
-            )  # fmt: skip
+            both = self.fusion(scene.features[drawn[-1]], scene.maps[image].flatten(1).T)
             points.append(both[0])
             cells.append(both[1][None])
         counts = torch.tensor([len(rows) for rows in drawn[1:]], dtype=torch.int64)
@@ -349,6 +345,13 @@ class Nclr(Method):
             errors["translation_error"] = back[:, :, 0].norm(dim=1).median().float()
         return total / count.detach().clamp(min=1), errors
 
+    def _fits(self, scene: Encoded, fused: Fused, rows: Tensor, image: int) -> Tensor:
+        """(R, h, w) fit of some fused points and the cells of an image, by both contrasts."""
+        before = self._aligned(scene.features[fused.token[rows]])
+        similarity = before @ F.normalize(scene.maps[image].flatten(1), dim=0)
+        similarity += self._aligned(fused.points[rows]) @ F.normalize(fused.cells[image], dim=1).T
+        return fits(similarity / self.temperature).unflatten(1, scene.maps.shape[2:])
+
     @torch.no_grad()
     def match(self, batch: Batch) -> list[ImageMatches]:
         """Overlap and soft matches of every image, in eval mode, whatever the mode of the method.
@@ -371,7 +374,8 @@ class Nclr(Method):
             found.append(
                 ImageMatches(
                     scene.frame_of_image[image], scene.positions[fused.token[own]], seen[own],
-                    pixel, certainty, overlap[image], scene.intrinsics[image],
+                    pixel, certainty, self._fits(scene, fused, own[:_FITTED], image),
+                    overlap[image], scene.intrinsics[image],
                 )
             )  # fmt: skip
         self.train(training)

@@ -7,7 +7,6 @@ Calibration", arXiv 2401.12452, and its code. Cells of a map are in row-major or
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -23,11 +22,6 @@ Winner = Literal["first", "last"]
 
 _CHUNK = 1024
 """Points that are compared with all cells of a map at once."""
-_OCTAVES = 6
-_LONGEST = 128.0
-"""m, wavelength of the lowest octave of a position."""
-_WIDEST = 8.0
-"""The same of a direction, at depth 1."""
 
 
 class Draws(Protocol):
@@ -161,6 +155,7 @@ class ImageMatches:
         overlap: (N,) probability that the camera sees the point.
         pixel: (N, 2) expected (x, y) on the map, 0 at the centre of its first cell.
         certainty: (N,) weight of the likeliest cell.
+        fit: (R, h, w) how well the first points fit into every cell, see ``planar_search.fits``.
         image_overlap: (h, w) probability that a point falls into a cell.
         intrinsics: (3, 3) of the map.
     """
@@ -170,6 +165,7 @@ class ImageMatches:
     overlap: Tensor
     pixel: Tensor
     certainty: Tensor
+    fit: Tensor
     image_overlap: Tensor
     intrinsics: Tensor
 
@@ -202,38 +198,18 @@ class Fusion(nn.Module):
     Args:
         channels: of both.
         shared: one module looks in both directions.
-        placed: points know where they are, and cells in which direction they look.
     """
 
-    def __init__(self, channels: int, shared: bool = False, placed: bool = False) -> None:
+    def __init__(self, channels: int, shared: bool = False) -> None:
         super().__init__()
         self.point_projection = nn.Linear(channels, channels, bias=False)
         self.cell_projection = nn.Linear(channels, channels, bias=False)
         # At cells, then at points.
         self.looks = nn.ModuleList(CrossAttention(channels) for _ in range(1 if shared else 2))
-        self.placed = placed
-        if placed:
-            self.position = nn.Linear(3 * 2 * _OCTAVES, channels, bias=False)
-            self.direction = nn.Linear(2 * 2 * _OCTAVES, channels, bias=False)
 
-    def forward(
-        self, points: Tensor, cells: Tensor, positions: Tensor, directions: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Points and cells after both have looked.
-
-        Args:
-            points: (N, C).
-            cells: (M, C), M > 0.
-            positions: (N, 3) m, lidar frame.
-            directions: (M, 2) of the cells, at depth 1.
-
-        Returns:
-            (N, C) and (M, C).
-        """
+    def forward(self, points: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C) points and (M, C) cells, M > 0, after both have looked."""
         points, cells = self.point_projection(points), self.cell_projection(cells)
-        if self.placed:
-            points = points + self.position(waves(positions, _LONGEST))
-            cells = cells + self.direction(waves(directions, _WIDEST))
         seen = points + self.looks[0](points, cells)
         return seen, cells + self.looks[-1](cells, points) if len(points) else cells
 
@@ -251,17 +227,6 @@ class OverlapHead(nn.Sequential):
     def forward(self, rows: Tensor) -> Tensor:
         logits: Tensor = super().forward(rows)
         return logits[:, 0]
-
-
-def waves(values: Tensor, longest: float, octaves: int = _OCTAVES) -> Tensor:
-    """Sines and cosines of (N, D) values, the wavelength halved from octave to octave.
-
-    Returns:
-        (N, 2 * D * octaves).
-    """
-    halvings = 2.0 ** torch.arange(octaves, device=values.device, dtype=values.dtype)
-    phase = (values[:, :, None] * (2 * math.pi / longest * halvings)).flatten(1)
-    return torch.cat([phase.sin(), phase.cos()], 1)
 
 
 def pair_of(token: Tensor, image: Tensor, pairs: Matches, winner: Winner = "first") -> Tensor:
@@ -285,12 +250,6 @@ def pair_of(token: Tensor, image: Tensor, pairs: Matches, winner: Winner = "firs
     return torch.where(known[place] == asked, order[place], -1)
 
 
-def places(size: Sequence[int], like: Tensor) -> Tensor:
-    """(h * w, 2) coordinates (x, y) of the cells of a map of ``size`` (h, w), as ``like``."""
-    index = torch.arange(size[0] * size[1], device=like.device)
-    return torch.stack([index % size[1], index // size[1]], 1).to(like.dtype)
-
-
 def soft_cells(
     points: Tensor, cells: Tensor, width: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
@@ -305,7 +264,8 @@ def soft_cells(
     Returns:
         (N, 2) expected (x, y), and (N,) weight of the likeliest cell.
     """
-    place = places((len(cells) // width, width), points)
+    index = torch.arange(len(cells), device=cells.device)
+    place = torch.stack([index % width, index // width], 1).to(points.dtype)
     found, certainty = [points.new_zeros(0, 2)], [points.new_zeros(0)]
     for some in points.split(_CHUNK):
         weight = torch.softmax(some @ cells.T / temperature, dim=1)

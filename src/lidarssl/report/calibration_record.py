@@ -120,7 +120,7 @@ class CalibrationRecord:
         run: folder of the trained network.
         dataset, split: of the frames.
         frames: number of them.
-        solver: ``robust``, ``planar`` or ``epnp``.
+        solver: ``search``, ``robust``, ``planar`` or ``epnp``.
         initial: in words, how wrong the initial pose was.
         seed: of the draws.
         notes: sentences for the reader.

@@ -1,0 +1,197 @@
+"""The planar motion of a scan under which its points fall into the cells that fit them best.
+
+No match is chosen: every pose is judged by how well all points fit where it puts them, on a grid
+of headings and shifts that is then refined. The three unknowns are what a displacement in the
+plane changes; height and tilt are those of the initial pose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lidarssl.errors import ConfigError
+from lidarssl.geometry.poses import planar_motion
+
+MIN_POINTS = 6
+_FLOOR = -4.0
+_COARSE_POINTS = 256
+_CANDIDATES = 16
+_HALVINGS = 4
+_MIN_DEPTH = 0.1
+_CHUNK = 2**19
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How well the points of a scan fit into the cells of an image.
+
+    Attributes:
+        points: (N, 3) m.
+        fit: (N, h, w), see :func:`fits`.
+        intrinsics: (3, 3) of the map of cells.
+        camera_from_points: (4, 4) initial pose.
+    """
+
+    points: Tensor
+    fit: Tensor
+    intrinsics: Tensor
+    camera_from_points: Tensor
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far the motion may be from none.
+
+    Attributes:
+        angle: degrees; 180 is every heading.
+        shift: m, along x and along y.
+
+    Raises:
+        ConfigError: a number below 0 or not finite.
+    """
+
+    angle: float = 180.0
+    shift: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("angle", "shift"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"a search up to {getattr(self, name)}", field=name, remedy="0 or more"
+                )
+
+
+@dataclass(frozen=True)
+class PlanarFit:
+    """The best motion.
+
+    Attributes:
+        motion: (4, 4) float64; poses of the cameras are ``camera_from_points @ motion``.
+        score: sum of the fits of all points that fall into an image, over the number of points.
+        seen: for every image (N,) bool, points that fall into it.
+    """
+
+    motion: Tensor
+    score: float
+    seen: tuple[Tensor, ...]
+
+
+def fits(similarity: Tensor) -> Tensor:
+    """How much better a point and a cell fit than chance, in nats.
+
+    The mean of two log-odds: of this cell among all cells for the point, and of this point among
+    all points for the cell. What fits everywhere, like road, so says little. A misfit counts no
+    more than -4.
+
+    Args:
+        similarity: (N, M) of points and cells, divided by its temperature.
+
+    Returns:
+        (N, M).
+    """
+    points, cells = similarity.shape
+    of_cell = torch.log_softmax(similarity, 1) + math.log(max(cells, 1))
+    of_point = torch.log_softmax(similarity, 0) + math.log(max(points, 1))
+    return ((of_cell + of_point) / 2).clamp(min=_FLOOR)
+
+
+def search_planar(evidence: Sequence[Evidence], reach: Reach) -> PlanarFit:
+    """One motion for the points of all images: p -> Rz(angle) p + (x, y, 0).
+
+    The grid has steps of two cells at the centre of the first image, between 1 and 3 degrees, and
+    of 1 m. Its best motions are refined by halving the steps four times.
+
+    Args:
+        evidence: one or more images.
+        reach: of the search.
+    """
+    focal = float(evidence[0].intrinsics[0, 0])
+    turn = min(max(math.degrees(2 / focal), 1.0), 3.0)
+    angles = _axis(min(reach.angle, 180.0), turn)
+    if reach.angle >= 180:
+        angles = angles[:-1]
+    shifts = _axis(reach.shift, 1.0)
+    motions = torch.cartesian_prod(angles, shifts, shifts).view(-1, 3)
+    few = [_first(one, _COARSE_POINTS) for one in evidence]
+    best = motions[_scores(few, motions).topk(min(_CANDIDATES, len(motions))).indices]
+    steps = torch.tensor([turn if reach.angle else 0.0, *2 * [1.0 if reach.shift else 0.0]])
+    around = torch.cartesian_prod(*3 * [torch.tensor([-1.0, 0.0, 1.0])])
+    for halving in range(1, _HALVINGS + 1):
+        near = (best[:, None] + around * steps / 2**halving).flatten(0, 1).unique(dim=0)
+        scores = _scores(evidence, near)
+        best = near[scores.topk(min(_CANDIDATES, len(near))).indices]
+    count = sum(len(one.points) for one in evidence)
+    angle, x, y = best[0].double().tolist()
+    motion = planar_motion((0.0, 0.0), math.radians(angle))
+    motion[:2, 3] = motion.new_tensor([x, y])
+    seen = tuple(_fall(one, best[:1])[1][0] for one in evidence)
+    return PlanarFit(motion, float(_scores(evidence, best[:1])) / max(count, 1), seen)
+
+
+def _axis(reach: float, step: float) -> Tensor:
+    """From -reach to reach in equal steps of about ``step``, 0 among them."""
+    number = math.ceil(reach / step)
+    return torch.linspace(-reach, reach, 2 * number + 1)
+
+
+def _first(evidence: Evidence, number: int) -> Evidence:
+    return Evidence(
+        evidence.points[:number], evidence.fit[:number], evidence.intrinsics,
+        evidence.camera_from_points,
+    )  # fmt: skip
+
+
+def _scores(evidence: Sequence[Evidence], motions: Tensor) -> Tensor:
+    """(P,) summed fit of each (angle in degrees, x, y) of (P, 3)."""
+    total = torch.zeros(len(motions))
+    for one in evidence:
+        size = max(1, _CHUNK // max(1, len(one.points)))
+        table = one.fit.flatten(1).float()
+        rows = torch.arange(len(one.points))
+        parts = []
+        for some in motions.split(size):
+            cell, seen = _fall(one, some)
+            parts.append((table[rows, cell] * seen).sum(1))
+        total += torch.cat(parts)
+    return total
+
+
+def _fall(evidence: Evidence, motions: Tensor) -> tuple[Tensor, Tensor]:
+    """(P, N) int64 cell that each point falls into, and whether it falls into one."""
+    height, width = evidence.fit.shape[1:]
+    radians = motions[:, :1].deg2rad()
+    turned, crossed, fixed, along = _projected(evidence)
+    there = [
+        (radians.cos() * turned[axis] + radians.sin() * crossed[axis])
+        .add_(fixed[axis])
+        .add_((motions[:, 1:] @ along[axis])[:, None])
+        for axis in range(3)
+    ]
+    depth = there[2]
+    seen = depth > _MIN_DEPTH
+    inverse = depth.clamp(min=_MIN_DEPTH).reciprocal_()
+    col, row = (there[0] * inverse).round_(), (there[1] * inverse).round_()
+    seen &= (col >= 0) & (col < width) & (row >= 0) & (row < height)
+    cell = row.clamp_(0, height - 1).mul_(width).add_(col.clamp_(0, width - 1))
+    return cell.long(), seen
+
+
+def _projected(evidence: Evidence) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Homogeneous cells of turned and shifted points, which are linear in cos, sin, x and y.
+
+    Returns:
+        (3, N) factors of cos and of sin, (3, N) the rest, and (3, 2) factors of x and y.
+    """
+    pose, lens = evidence.camera_from_points.float(), evidence.intrinsics.float()
+    x, y, z = evidence.points.float().unbind(1)
+    nothing = torch.zeros_like(x)
+    to_cells = lens @ pose[:3, :3]
+    turned = to_cells @ torch.stack([x, y, nothing])
+    crossed = to_cells @ torch.stack([-y, x, nothing])
+    fixed = to_cells @ torch.stack([nothing, nothing, z]) + (lens @ pose[:3, 3])[:, None]
+    return turned, crossed, fixed, to_cells[:, :2]
