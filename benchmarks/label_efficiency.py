@@ -3,11 +3,10 @@
     python benchmarks/label_efficiency.py --out runs/label_efficiency --workers 2
 
 Rows: look-up, random init, ALSO, PPKT, SLidR, OLIVINE, NCLR, ScaLR, or some of them (``--rows``,
-which also knows OLIVINE without some of its terms); of a small MinkUNet or, into ``OUT/waffleiron``, of a
-small WaffleIron (``--backbone``). Columns: probe and
-fine-tuning with 1 %, 10 % and 100 % of the labels. Every row tries the same learning rates and
-takes the one that is best on the ``tune`` scenes with seed 0; it is scored on the ``val`` scenes,
-which nothing else has seen.
+which also knows OLIVINE without some of its terms); of a small MinkUNet or, into
+``OUT/waffleiron``, of a small WaffleIron (``--backbone``). Columns: probe and fine-tuning with 1 %,
+10 % and 100 % of the labels. Every row tries the same learning rates and takes the one that is best
+on the ``tune`` scenes with seed 0; it is scored on the ``val`` scenes, which nothing else has seen.
 A seed changes the initial weights, every draw, and which frames are labelled.
 
 Finished jobs are kept in ``OUT/jobs``: a run that was stopped goes on where it was.

@@ -1,4 +1,4 @@
-"""PPKT, SLidR and OLIVINE on a handful of real SemanticKITTI scans, by commands a user would type.
+"""PPKT, SLidR, OLIVINE and NCLR on a handful of real SemanticKITTI scans, by commands users type.
 
     python benchmarks/real_sample.py --root DIR --teacher runs/demo/teacher.safetensors
 
@@ -17,7 +17,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROWS = {"random init": None, "PPKT": "ppkt", "SLidR": "slidr", "OLIVINE": "olivine"}
+ROWS = {
+    "random init": None, "PPKT": "ppkt", "SLidR": "slidr", "OLIVINE": "olivine", "NCLR": "nclr",
+}  # fmt: skip
 
 
 def lidarssl(*words: str | Path) -> None:
