@@ -148,7 +148,9 @@ def test_signs_of_singular_vectors_do_not_matter(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(torch.linalg, "eigh", turned)
     close(epnp(points, image, signed=True).rotation, poses[True], 1e-8)
-    published = (epnp(points, image).rotation - poses[False]).abs().amax((1, 2)) > 1e-6
+    published = (epnp(points, image, signed=False).rotation - poses[False]).abs().amax(
+        (1, 2)
+    ) > 1e-6
     assert 0 < int(published.sum()) < 32
 
 
@@ -166,8 +168,8 @@ def test_low_precision_is_computed_in_float64(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"quadratic": False}, {"signed": True}, {"refine": 3}],
-    ids=["plain", "one vector", "signed", "refined"],
+    [{}, {"quadratic": False}, {"signed": False}, {"refine": 3}],
+    ids=["plain", "one vector", "published signs", "refined"],
 )
 def test_gradients(options: dict[str, Any]) -> None:
     points, image, _, _ = noisy(8, 2, 10, 0.03)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lidarssl.backbones.second import Second
 from lidarssl.errors import ConfigError
 from lidarssl.frame import Batch
 from lidarssl.images.resnet import ResNet
@@ -252,3 +253,14 @@ def test_a_scan_is_displaced_in_validation_too() -> None:
     plain = dataset.load(dataset.frames("train")[0])
     moved = frames(method, training=False)[0]
     assert (moved.points - plain.points).norm(dim=1).min() > 0.1
+
+
+def test_a_backbone_with_borders_is_given_what_lies_inside() -> None:
+    low, high = (-6.0, -6.0, -3.0), (6.0, 6.0, 3.0)
+    method = small(backbone=Second((*low, *high), (0.1, 0.1, 0.2), tokens="voxels"))
+    for frame in frames(method):
+        assert 0 < len(frame) < 200
+        assert (frame.points >= torch.tensor(low)).all()
+        assert (frame.points < torch.tensor(high)).all()
+        assert frame.matches is not None
+        assert (frame.matches.point < len(frame)).all()

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.experiments.calibration_pictures import add_calibration_pictures
+from lidarssl.experiments.calibration_record import extrinsics, image_record, summaries
 from lidarssl.experiments.calibration_solving import (
     Pose,
     Sighting,
@@ -28,31 +28,14 @@ from lidarssl.experiments.pretrain import picture_split
 from lidarssl.experiments.record import RECIPE_FILE, STUDENT_FILE
 from lidarssl.experiments.viewing import trained_recipe
 from lidarssl.frame import Field, FrameId
-from lidarssl.geometry.poses import planar_motion, quaternion_from_rotation
+from lidarssl.geometry.poses import planar_motion
 from lidarssl.methods.nclr import Nclr
-from lidarssl.metrics.registration import (
-    ROTATION_STEPS,
-    TRANSLATION_STEPS,
-    RegistrationErrors,
-    fractions_below,
-    inlier_ratios,
-    mask_quality,
-    registration_errors,
-    summarise,
-)
+from lidarssl.metrics.registration import registration_errors, summarise
 from lidarssl.recipes import files
 from lidarssl.recipes.overrides import split_words
 from lidarssl.recipes.schema import PretrainRecipe
 from lidarssl.report.calibration_page import write_report
-from lidarssl.report.calibration_record import (
-    CalibrationRecord,
-    Curves,
-    Extrinsics,
-    ImageRecord,
-    JointRecord,
-    Matrix,
-    PoseError,
-)
+from lidarssl.report.calibration_record import CalibrationRecord, ImageRecord, JointRecord
 from lidarssl.report.schema import RUN_FILE
 from lidarssl.training.fit import choose_device
 from lidarssl.training.loading import check_needs
@@ -205,7 +188,7 @@ def calibrate_run(
         command=command, run=str(run), dataset=dataset.name, split=split, frames=len(chosen),
         solver=options.solver.solver, initial=options.initial.in_words(method),
         seed=options.seed, notes=_notes(run, options, images),
-        **_summaries(images),
+        **summaries(images),
         joint=tuple(
             joint_record(camera, together, options, method)
             for camera, together in of_camera.items()
@@ -284,31 +267,6 @@ def _spread(ids: Sequence[FrameId], number: int, where: str) -> list[FrameId]:
     return [ids[int(place * step)] for place in range(min(number, len(ids)))]
 
 
-def image_record(frame: str, camera: str, sighting: Sighting, pose: Pose) -> ImageRecord:
-    """What is kept of one image.
-
-    Args:
-        frame, camera: names.
-        sighting, pose: of it.
-    """
-    found = pose.matrix @ sighting.displacement
-    matches, truth = sighting.matches, sighting.truth
-    return ImageRecord(
-        frame=frame,
-        camera=camera,
-        displacement=_rows(sighting.displacement),
-        found=extrinsics(found) if pose.valid else None,
-        before=pose_error(sighting.calibration, truth),
-        after=pose_error(found, sighting.calibration) if pose.valid else None,
-        displaced=pose_error(pose.matrix, truth) if pose.valid else None,
-        points=int(pose.used.sum()),
-        inliers=pose.inliers,
-        inlier_ratios=tuple(inlier_ratios(sighting.distance[pose.used])),
-        point_overlap=mask_quality(matches.overlap >= 0.5, sighting.seen),
-        image_overlap=mask_quality(matches.image_overlap >= 0.5, sighting.cells),
-    )
-
-
 def joint_record(
     camera: str, together: Sequence[Sighting], options: CalibrationOptions, method: Nclr
 ) -> JointRecord:
@@ -329,57 +287,6 @@ def joint_record(
         camera, len(together), extrinsics(pose.matrix) if pose.valid else None,
         summarise(errors, valid), int(pose.used.sum()), pose.inliers,
     )  # fmt: skip
-
-
-def extrinsics(matrix: Tensor) -> Extrinsics:
-    """A pose (4, 4) in the parts that other programs ask for."""
-    return Extrinsics(
-        _rows(matrix),
-        tuple(matrix[:3, 3].tolist()),
-        tuple(quaternion_from_rotation(matrix[:3, :3]).tolist()),
-    )
-
-
-def pose_error(predicted: Tensor, truth: Tensor) -> PoseError:
-    """Of one pose (4, 4)."""
-    found = registration_errors(predicted[None], truth[None])
-    return PoseError(float(found.rotation), float(found.euler), float(found.translation))
-
-
-def _rows(matrix: Tensor) -> Matrix:
-    return tuple(tuple(row) for row in matrix.tolist())
-
-
-def _summaries(images: Sequence[ImageRecord]) -> dict[str, Any]:
-    """Fields of the record that are computed over all images."""
-    fields: dict[str, Any] = {}
-    for name in ("before", "after", "displaced"):
-        errors, valid = _table([getattr(image, name) for image in images])
-        fields[name] = summarise(errors, valid)
-        if name != "displaced":
-            fields[f"curves_{name}"] = _curves(errors, valid)
-    return fields
-
-
-def _table(errors: Sequence[PoseError | None]) -> tuple[RegistrationErrors, Tensor]:
-    """Columns of errors, NaN where there is no pose, and where there is one."""
-    nothing = PoseError(math.nan, math.nan, math.nan)
-    rows = [one or nothing for one in errors]
-    columns = [
-        torch.tensor([getattr(row, name) for row in rows], dtype=torch.float64)
-        for name in ("rotation", "euler", "translation")
-    ]
-    return RegistrationErrors(*columns), torch.tensor([one is not None for one in errors])
-
-
-def _curves(errors: RegistrationErrors, valid: Tensor) -> Curves:
-    return Curves(
-        TRANSLATION_STEPS,
-        ROTATION_STEPS,
-        tuple(fractions_below(errors.translation, valid, TRANSLATION_STEPS)),
-        tuple(fractions_below(errors.rotation, valid, ROTATION_STEPS)),
-        tuple(fractions_below(errors.euler, valid, ROTATION_STEPS)),
-    )
 
 
 def _notes(

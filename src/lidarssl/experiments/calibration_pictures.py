@@ -81,7 +81,8 @@ def calibrated(method: Nclr, frame: Frame, book: PictureBook) -> None:
     """
     motion = method.view.displacement.draw(sample_generator(0, 0, 0))
     one = sightings(method, frame, motion, torch.device("cpu"))[0]
-    pose = solve(one, SolverSettings(), method.pose, torch.Generator().manual_seed(0))
+    solver = SolverSettings().reaching(method.view.displacement)
+    pose = solve(one, solver, method.pose, torch.Generator().manual_seed(0))
     add_calibration_pictures(frame, one, pose, book)
 
 

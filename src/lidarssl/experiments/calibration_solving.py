@@ -149,7 +149,7 @@ def sightings(method: Nclr, frame: Frame, motion: Tensor, device: torch.device) 
         )
     at_rest = replace(method.view, displacement=Displacement(spread=0.0, max_angle=0.0))
     bare = replace(frame, semantic=None, instance=None, boxes=None, matches=None)
-    seen = Compose(at_rest.transforms(training=False))(
+    seen = Compose(at_rest.transforms(False, method.backbone.fov))(
         displace(bare, motion), np.random.default_rng(0)
     )
     batch = collate([seen])
@@ -248,7 +248,10 @@ def solve_rig(of_frame: Sequence[Sighting], reach: Reach) -> list[Pose]:
     """
     evidence = [_evidence(one.matches, one.calibration) for one in of_frame]
     found = search_planar(evidence, reach)
-    return [_pose_of(found, place, one) for place, one in enumerate(evidence)]
+    return [
+        _of_all(_pose_of(found, place, part), one.matches)
+        for place, (part, one) in enumerate(zip(evidence, of_frame, strict=True))
+    ]
 
 
 def _evidence(matches: ImageMatches, initial: Tensor) -> Evidence:
@@ -264,8 +267,13 @@ def _pose_of(found: PlanarFit, place: int, evidence: Evidence) -> Pose:
     col, row = there.uv[seen].round().long().unbind(1)
     height, width = evidence.fit.shape[1:]
     fit = evidence.fit[seen, row.clamp(0, height - 1), col.clamp(0, width - 1)]
-    valid = found.score > 0 and int(sum(one.sum() for one in found.seen)) >= MIN_POINTS
+    valid = found.score > found.chance and int(sum(one.sum() for one in found.seen)) >= MIN_POINTS
     return Pose(pose, valid, seen, int((fit > 0).sum()))
+
+
+def _of_all(pose: Pose, matches: ImageMatches) -> Pose:
+    """The pose, whose ``used`` are the first points, for all of them."""
+    return replace(pose, used=F.pad(pose.used, (0, len(matches.positions) - len(pose.used))))
 
 
 def _search_jointly(of_camera: Sequence[Sighting], reach: Reach) -> Pose:
@@ -307,8 +315,7 @@ def solve_matches(
     if settings.solver == "search":
         evidence = _evidence(matches, initial)
         pose = _pose_of(search_planar([evidence], settings.reach), 0, evidence)
-        rest = len(matches.positions) - len(pose.used)
-        return replace(pose, used=F.pad(pose.used, (0, rest)))
+        return _of_all(pose, matches)
     if settings.solver == "epnp":
         return _solve_epnp(matches, settings, term, generator)
     weight = matches.overlap * matches.certainty
@@ -334,7 +341,7 @@ def _solve_epnp(
         matches.overlap, term.keypoints, term.thresholds, term.enough, 0, StepDraws(generator)
     )
     at_depth_one = rays(matches.pixel[None, rows], matches.intrinsics[None])
-    found = epnp(matches.positions[None, rows], at_depth_one)
+    found = epnp(matches.positions[None, rows], at_depth_one, signed=term.signed)
     matrix = pose_from_rotation(found.rotation[0], found.translation[0])
     there = project(matches.positions, matrix, matches.intrinsics)
     near = (there.uv - matches.pixel).norm(dim=1) <= settings.threshold

@@ -24,6 +24,7 @@ _CANDIDATES = 16
 _HALVINGS = 4
 _MIN_DEPTH = 0.1
 _CHUNK = 2**19
+_LUCK = 0.01
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,13 @@ class PlanarFit:
     Attributes:
         motion: (4, 4) float64; poses of the cameras are ``camera_from_points @ motion``.
         score: sum of the fits of all points that fall into an image, over the number of points.
+        chance: score that the best of all motions hardly ever reaches where fits say nothing.
         seen: for every image (N,) bool, points that fall into it.
     """
 
     motion: Tensor
     score: float
+    chance: float
     seen: tuple[Tensor, ...]
 
 
@@ -104,12 +107,17 @@ def search_planar(evidence: Sequence[Evidence], reach: Reach) -> PlanarFit:
     """One motion for the points of all images: p -> Rz(angle) p + (x, y, 0).
 
     The grid has steps of two cells at the centre of the first image, between 1 and 3 degrees, and
-    of 1 m. Its best motions are refined by halving the steps four times.
+    of 1 m. Its best motions are refined by halving the steps four times, within the reach. Where
+    there is no point, there is no motion.
 
     Args:
         evidence: one or more images.
         reach: of the search.
     """
+    count = sum(len(one.points) for one in evidence)
+    if not count:
+        nowhere = torch.zeros(0, dtype=torch.bool)
+        return PlanarFit(torch.eye(4, dtype=torch.float64), 0.0, 0.0, (nowhere,) * len(evidence))
     focal = float(evidence[0].intrinsics[0, 0])
     turn = min(max(math.degrees(2 / focal), 1.0), 3.0)
     angles = _axis(min(reach.angle, 180.0), turn)
@@ -119,24 +127,34 @@ def search_planar(evidence: Sequence[Evidence], reach: Reach) -> PlanarFit:
     motions = torch.cartesian_prod(angles, shifts, shifts).view(-1, 3)
     few = [_first(one, _COARSE_POINTS) for one in evidence]
     best = motions[_scores(few, motions).topk(min(_CANDIDATES, len(motions))).indices]
-    steps = torch.tensor([turn if reach.angle else 0.0, *2 * [1.0 if reach.shift else 0.0]])
+    steps = torch.stack([_spacing(axis) for axis in (angles, shifts, shifts)])
+    most = torch.tensor([math.inf if reach.angle >= 180 else reach.angle, *2 * [reach.shift]])
     around = torch.cartesian_prod(*3 * [torch.tensor([-1.0, 0.0, 1.0])])
+    tried = len(motions)
     for halving in range(1, _HALVINGS + 1):
-        near = (best[:, None] + around * steps / 2**halving).flatten(0, 1).unique(dim=0)
+        near = (best[:, None] + around * steps / 2**halving).flatten(0, 1)
+        near = near.clamp(-most, most).unique(dim=0)
+        tried += len(near)
         scores = _scores(evidence, near)
         best = near[scores.topk(min(_CANDIDATES, len(near))).indices]
-    count = sum(len(one.points) for one in evidence)
     angle, x, y = best[0].double().tolist()
     motion = planar_motion((0.0, 0.0), math.radians(angle))
     motion[:2, 3] = motion.new_tensor([x, y])
     seen = tuple(_fall(one, best[:1])[1][0] for one in evidence)
-    return PlanarFit(motion, float(_scores(evidence, best[:1])) / max(count, 1), seen)
+    # exp of a sum of fits that are random is 1 on average, or less, whatever the motion: by Markov
+    # it exceeds ``tried`` / luck for one of the motions with a probability of at most luck.
+    chance = math.log(tried / _LUCK) / count
+    return PlanarFit(motion, float(_scores(evidence, best[:1])) / count, chance, seen)
 
 
 def _axis(reach: float, step: float) -> Tensor:
     """From -reach to reach in equal steps of about ``step``, 0 among them."""
     number = math.ceil(reach / step)
     return torch.linspace(-reach, reach, 2 * number + 1)
+
+
+def _spacing(axis: Tensor) -> Tensor:
+    return axis[1] - axis[0] if len(axis) > 1 else torch.zeros(())
 
 
 def _first(evidence: Evidence, number: int) -> Evidence:

@@ -55,7 +55,7 @@ def epnp(
     image: Tensor,
     weights: Tensor | None = None,
     quadratic: bool = True,
-    signed: bool = False,
+    signed: bool = True,
     refine: int = 0,
 ) -> PnpSolution:
     """Camera poses of least reprojection error among EPnP's closed-form candidates.
@@ -71,9 +71,9 @@ def epnp(
             and of all means; rows of weight 0 may hold anything. None = all 1.
         quadratic: also try combinations of the four kernel vectors that keep distances; without,
             only the vector of the smallest eigenvalue.
-        signed: let the second weight of the third combination keep its sign. The published code
-            does not, so that of its candidates one depends on the sign of singular vectors,
-            which is arbitrary: with noise, about one pose in eight does.
+        signed: let the second weight of the third combination keep its sign. False as published:
+            one of the candidates then depends on the sign of singular vectors, which is
+            arbitrary: with noise, about one pose in eight does.
         refine: steps of Gauss-Newton on the squared reprojection error, of which the published
             algorithm has none. Some five of them give the least-squares pose. Exact data do not
             need them: 6 random points give rotation and translation to 1e-11, steps to 1e-13.

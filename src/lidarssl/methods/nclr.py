@@ -126,7 +126,7 @@ class Nclr(Method):
         return self.backbone
 
     def transforms(self, training: bool) -> Sequence[Transform]:
-        return self.view.transforms(training)
+        return self.view.transforms(training, self.backbone.fov)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -325,7 +325,7 @@ class Nclr(Method):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss of the poses of all processes, and median errors of this one's."""
         at_depth_one = rays(keypoints.cell, scene.intrinsics[fused.images])
-        found = epnp(keypoints.position, at_depth_one)
+        found = epnp(keypoints.position, at_depth_one, signed=self.pose.signed)
         truth = scene.camera_from_lidar[fused.images].to(found.rotation.dtype)
         valid = keypoints.enough & found.valid
         sums = torch.stack(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lidarssl.geometry.boxes import Corner
 from lidarssl.transforms.base import Transform
 from lidarssl.transforms.displacement import Displace, Displacement
 from lidarssl.transforms.grid_matches import (
@@ -14,6 +15,7 @@ from lidarssl.transforms.grid_matches import (
     SwapChannels,
 )
 from lidarssl.transforms.images import ResizeImages
+from lidarssl.transforms.thinning import CropBox
 
 
 @dataclass
@@ -43,8 +45,16 @@ class CalibrationView:
     pixel_centers: bool = True
     channels: Literal["rgb", "bgr"] = "rgb"
 
-    def transforms(self, training: bool) -> list[Transform]:
-        """Images first; the scan is displaced in validation too, or nothing would be to find."""
+    def transforms(
+        self, training: bool, fov: tuple[Corner, Corner] | None = None
+    ) -> list[Transform]:
+        """Images first; the scan is displaced in validation too, or nothing would be to find.
+
+        Args:
+            training: whether to mirror.
+            fov: low and high corner of the box that the backbone sees of the displaced scan, m;
+                None = everything.
+        """
         steps: list[Transform] = [ResizeImages(*self.image_size, pixel_centers=self.pixel_centers)]
         if self.channels == "bgr":
             steps.append(SwapChannels())
@@ -53,6 +63,8 @@ class CalibrationView:
         if training and self.mirror == "intrinsics":
             steps.append(MirrorIntrinsics(self.mirror_probability))
         steps.append(Displace(self.displacement))
+        if fov is not None:
+            steps.append(CropBox(*fov))
         return [*steps, MatchGrid(self.stride, self.min_depth, self.pixel_centers)]
 
 
@@ -87,6 +99,7 @@ class PoseTerm:
         translation: weight of the translation (m) beside the rotation.
         thresholds: of the overlap of a keypoint, tried in order.
         enough: points above a threshold that make a pose count.
+        signed: of the EPnP; False as published, see ``geometry.pnp.epnp``.
     """
 
     start: float = 0.9
@@ -95,6 +108,7 @@ class PoseTerm:
     translation: float = 0.01
     thresholds: tuple[float, ...] = (0.9, 0.7)
     enough: int = 11
+    signed: bool = True
 
 
 @dataclass

@@ -107,7 +107,7 @@ def _method(case: Case) -> Nclr:
     channels = case.arrays["voxel_feature"].shape[1]
     method = Nclr(
         Nothing(channels), SmallUNet(8), channels, float(case.args["temperature"]),
-        pose=PoseTerm(keypoints=int(case.args["num_keypoints"])), attention="shared",
+        pose=PoseTerm(keypoints=int(case.args["num_keypoints"]), signed=False), attention="shared",
         head="backbone",
     )  # fmt: skip
     weights = _weights(case)

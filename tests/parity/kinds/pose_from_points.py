@@ -71,7 +71,7 @@ def _solve(case: Case, image: Tensor, options: dict[str, Any]) -> PnpSolution:
     points = torch.from_numpy(case.arrays["x"]).to(image.dtype)
     weights = options["weights"]
     options = {**options, "weights": None if weights is None else weights.to(image.dtype)}
-    solution = epnp(points, image, **options)
+    solution = epnp(points, image, signed=False, **options)
     assert bool(solution.valid.all())
     assert solution.rotation.dtype == image.dtype
     return solution
