@@ -59,7 +59,7 @@ def test_the_report_lies_in_the_run(run: Path, calibrated: tuple[str, Calibratio
     pictures = [path.name for path in (run / "calibration" / "figures").glob("*.png")]
     assert {"calibration_CAM_FRONT_0.png", "overlap_CAM_BACK_2.png"} <= set(pictures)
     assert page.read_text().count("<img") == len(pictures)
-    assert json.loads((run / "calibration" / "calibration.json").read_text())["solver"] == "robust"
+    assert json.loads((run / "calibration" / "calibration.json").read_text())["solver"] == "search"
 
 
 def test_the_report_of_the_pretraining_shows_one(run: Path) -> None:
@@ -69,7 +69,7 @@ def test_the_report_of_the_pretraining_shows_one(run: Path) -> None:
     assert "Calibration of CAM_FRONT" in (run / "report.html").read_text()
 
 
-@pytest.mark.parametrize("solver", ["planar", "epnp"])
+@pytest.mark.parametrize("solver", ["robust", "planar", "epnp"])
 def test_another_solver_split_pose_and_folder(
     command: Command, run: Path, tmp_path: Path, solver: str
 ) -> None:
@@ -85,6 +85,36 @@ def test_another_solver_split_pose_and_folder(
         assert image.before.rotation == pytest.approx(8)
         assert image.before.translation == pytest.approx(0.5)
     assert "turned by -8 degrees after a step of (0.3, -0.4) m" in done.out
+
+
+def test_a_rig_is_searched_as_far_as_told(command: Command, run: Path, tmp_path: Path) -> None:
+    done = command(
+        "calibrate", run, "--rig", "--reach-angle", 30, "--reach-shift", 3, "--angle", 8,
+        "--output", tmp_path, "--quiet",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    record = CalibrationRecord.load(tmp_path)
+    assert (record.solver, len(record.images)) == ("search", 2)
+    assert "solver search" in done.out
+    assert "only heading, x and y were sought" in done.out
+    # A network of two steps may fail; what it finds is one motion within the reach.
+    found = [image.displaced.rotation for image in record.images if image.displaced]
+    assert len(found) in (0, 2)
+    assert all(turned <= 30 + 8 + 1e-3 for turned in found)
+    assert found == pytest.approx(found[:1] * len(found), abs=1e-4)
+
+
+def test_help_tells_of_the_search(command: Command) -> None:
+    shown = " ".join(command("calibrate", "--help").out.split())
+    for words in (
+        "--reach-angle DEG of search (default: as far as training turns a scan)",
+        "--reach-shift M of search, along x and y (default: as far as training moves a scan)",
+        "--rig search one motion for all cameras of a frame",
+        "search heading, x and y, up to --reach-angle and --reach-shift",
+        "(default: search)",
+        "lidarssl calibrate runs/nclr --frames 100 --rig",
+    ):
+        assert words in shown
 
 
 def test_frames_of_another_dataset(command: Command, run: Path, tmp_path: Path) -> None:
@@ -134,7 +164,12 @@ def test_a_run_that_was_stopped_is_used_and_told(
         (("--max-angle", "200"), "180 is every direction"),
         (("--spread", "-1"), "a finite number from 0"),
         (("--angle", "3", "--spread", "1"), "either given or drawn"),
-        (("--solver", "plannar"), "choose from 'robust', 'planar', 'epnp'"),
+        (("--solver", "plannar"), "choose from 'search', 'robust', 'planar', 'epnp'"),
+        (("--rig", "--solver", "robust"), "take --solver search, or leave --rig out"),
+        (("--reach-angle", "-3"), "'-3' is not above 0"),
+        (("--reach-shift", "0"), "'0' is not above 0"),
+        (("--reach-shift", "far"), "'far' is not a finite number"),
+        (("--reach_angle", "30"), "did you mean '--reach-angle'?"),
         (("--split", "vall"), "split"),
         (("--max_angle", "3"), "did you mean '--max-angle'?"),
         (("--dataset.rot", "x"), "dataset.root"),

@@ -1,235 +1,37 @@
-"""Calibration by a network that knows the truth, by one that errs, and by one that guesses."""
+"""Calibration of a run, whose network knows the truth, errs or guesses; and its report."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
-from torch import Tensor
 
-from lidarssl.errors import ConfigError, DataError
+from experiments.calibration_oracle import Errors, Oracle, dataset, frame
+from lidarssl.errors import ConfigError
 from lidarssl.experiments import calibration
 from lidarssl.experiments.calibration import CalibrationOptions, InitialPose, calibrate_run
 from lidarssl.experiments.calibration_pictures import MIN_DEPTH, overlay
 from lidarssl.experiments.calibration_solving import (
     SOLVERS,
-    Sighting,
+    Solver,
     SolverSettings,
-    sightings,
-    solve,
-    solve_jointly,
 )
 from lidarssl.experiments.method_pictures import add_method_pictures
 from lidarssl.experiments.pictures import PictureBook
-from lidarssl.frame import Batch, Field, Frame
-from lidarssl.geometry.poses import geodesic_angle, invert_pose, planar_motion
+from lidarssl.frame import Field
+from lidarssl.geometry.poses import geodesic_angle, planar_motion
 from lidarssl.methods.nclr import Nclr
-from lidarssl.methods.nclr_settings import CalibrationView, PoseTerm
-from lidarssl.methods.soft_matching import ImageMatches
 from lidarssl.recipes.schema import PretrainRecipe
 from lidarssl.report import figures
 from lidarssl.report.calibration_record import CalibrationRecord
 from lidarssl.training.fit import Training
 from lidarssl.transforms.displacement import Displacement
-from lidarssl.transforms.grid_matches import grid_intrinsics
-from methods.small import backbone, encoder
-from toys import MemoryDataset
-
-STRIDE, SIZE = 4, (96, 128)
-CPU = torch.device("cpu")
-
-
-@dataclass
-class Errors:
-    """What the oracle gets wrong.
-
-    Attributes:
-        noise: cells, standard deviation of every match.
-        wrong: share of the points seen whose match is anywhere in the image.
-        seen: overlap of the points seen.
-    """
-
-    noise: float = 0.0
-    wrong: float = 0.0
-    seen: float = 0.95
-
-
-class Oracle(Nclr):
-    """Reads the pose from the batch instead of finding it."""
-
-    def __init__(self, errors: Errors | None = None, **view: Any) -> None:
-        super().__init__(
-            backbone(), encoder(), 8, view=CalibrationView(SIZE, STRIDE, **view), pose=PoseTerm()
-        )
-        self.errors, self.asked = errors or Errors(), list[Batch]()
-
-    def match(self, batch: Batch) -> list[ImageMatches]:
-        assert batch.images is not None
-        assert batch.intrinsics is not None
-        assert batch.camera_from_lidar is not None
-        assert batch.frame_of_image is not None
-        self.asked.append(batch)
-        generator = torch.Generator().manual_seed(0)
-        found = []
-        for image, frame in enumerate(batch.frame_of_image.tolist()):
-            points = batch.points.points[batch.points.batch == frame]
-            lens = grid_intrinsics(batch.intrinsics[image], STRIDE, self.view.pixel_centers)
-            pose = batch.camera_from_lidar[image]
-            found.append(self._one(frame, points, pose, lens, generator))
-        return found
-
-    def _one(
-        self, frame: int, points: Tensor, pose: Tensor, lens: Tensor, generator: torch.Generator
-    ) -> ImageMatches:
-        there = points @ pose[:3, :3].T + pose[:3, 3]
-        height, width = (length // STRIDE for length in SIZE)
-        ray = there @ lens.T
-        pixel = ray[:, :2] / ray[:, 2:]
-        inside = (there[:, 2] > 0.1) & (pixel >= -0.5).all(1)
-        inside &= (pixel < torch.tensor([width, height]) - 0.5).all(1)
-        pixel = pixel + self.errors.noise * torch.randn(pixel.shape, generator=generator)
-        anywhere = torch.rand(pixel.shape, generator=generator) * torch.tensor([width, height])
-        wrong = torch.rand(len(pixel), generator=generator) < self.errors.wrong
-        pixel = torch.where((wrong | ~inside)[:, None], anywhere, pixel)
-        overlap = torch.where(inside, self.errors.seen, 0.05)
-        cells = torch.zeros(height, width)
-        return ImageMatches(
-            frame, points, overlap, pixel, torch.full_like(overlap, 0.5), cells, lens
-        )
-
-
-def dataset(cameras: int = 1) -> MemoryDataset:
-    return MemoryDataset(6, points=1200, cameras=cameras)
-
-
-def frame(number: int = 0, cameras: int = 1) -> Frame:
-    memory = dataset(cameras)
-    return memory.load(memory.frames("val")[number], Field.IMAGES)
-
-
-def sighted(errors: Errors | None = None, motion: Tensor | None = None) -> Sighting:
-    moved = planar_motion([3.0, -2.0], 2.0) if motion is None else motion
-    return sightings(Oracle(errors), frame(), moved, CPU)[0]
-
-
-def found(one: Sighting, **changes: Any) -> tuple[float, float, bool]:
-    """Errors of the extrinsics in degrees and m, and whether there is a pose."""
-    pose = solve(one, SolverSettings(**changes), PoseTerm(), torch.Generator().manual_seed(0))
-    recovered = pose.matrix @ one.displacement
-    turned = geodesic_angle(recovered[:3, :3], one.calibration[:3, :3]).rad2deg()
-    return float(turned), float((recovered - one.calibration)[:3, 3].norm()), pose.valid
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-@settings(max_examples=8, deadline=None)
-@given(x=st.floats(-15, 15), y=st.floats(-15, 15), angle=st.floats(-math.pi, math.pi))
-def test_exact_matches_give_the_pose_back(solver: str, x: float, y: float, angle: float) -> None:
-    one = sighted(motion=planar_motion([x, y], angle))
-    turned, moved, valid = found(one, solver=solver)
-    assert valid
-    # Points and calibration of a batch are float32: 1e-6 of 15 m over 8 m.
-    assert turned < 2e-3
-    assert moved < 2e-3
-
-
-def test_the_scan_is_displaced_and_nothing_of_the_calibration_is_told() -> None:
-    motion, oracle, whole = planar_motion([3.0, -2.0], 2.0), Oracle(), frame()
-    (one,) = sightings(oracle, whole, motion, CPU)
-    expected = whole.points.double() @ motion[:3, :3].T + motion[:3, 3]
-    assert torch.allclose(oracle.asked[0].points.points.double(), expected, atol=1e-5)
-    assert torch.equal(one.calibration, whole.cameras[0].camera_from_lidar)
-    assert torch.allclose(
-        one.truth @ expected[0].new_tensor([*expected[0], 1.0]),
-        one.calibration @ expected[0].new_tensor([*whole.points[0].double(), 1.0]),
-        atol=1e-9,
-    )
-
-
-def test_truth_of_points_and_matches() -> None:
-    """Of an exact network every point that it says is seen is, at distance 0."""
-    one = sighted()
-    assert torch.equal(one.seen, one.matches.overlap > 0.5)
-    assert 0 < int(one.seen.sum()) < len(one.seen)
-    assert float(one.distance[one.seen].max()) < 1e-3
-    cells = torch.zeros_like(one.cells)
-    at = one.matches.pixel[one.seen].round().long()
-    cells[at[:, 1], at[:, 0]] = True
-    assert int((cells != one.cells).sum()) <= 2, "a point on the border of two cells may differ"
-
-
-def test_wrong_matches_are_left_out_by_robust_and_planar_alone() -> None:
-    one = sighted(Errors(noise=0.3, wrong=0.4))
-    for solver, degrees, metres in (("robust", 1.0, 0.3), ("planar", 0.5, 0.15)):
-        turned, moved, valid = found(one, solver=solver)
-        assert valid
-        assert turned < degrees, solver
-        assert moved < metres, solver
-    turned, moved, _ = found(one, solver="epnp")
-    assert turned > 2 or moved > 0.5
-
-
-def test_planar_finds_a_motion_of_the_plane() -> None:
-    one = sighted(Errors(noise=1.0, wrong=0.3))
-    pose = solve(one, SolverSettings("planar"), PoseTerm(), torch.Generator().manual_seed(0))
-    motion = invert_pose(one.calibration) @ pose.matrix
-    assert torch.allclose(motion[2, :2], motion.new_zeros(2), atol=1e-9)
-    assert torch.allclose(motion[:2, 2], motion.new_zeros(2), atol=1e-9)
-    assert torch.allclose(motion[2, 2:], motion.new_tensor([1.0, 0.0]), atol=1e-9)
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_guesses_and_too_few_points_are_failures(solver: str) -> None:
-    assert not found(sighted(Errors(wrong=1.0)), solver="robust")[2]
-    nothing_seen = sighted(Errors(seen=0.05))
-    assert not found(nothing_seen, solver=solver)[2]
-    behind = replace(frame(), points=frame().points[:0], intensity=frame().intensity[:0])
-    (empty,) = sightings(Oracle(), behind, planar_motion([1.0, 0.0], 1.0), CPU)
-    assert not found(empty, solver=solver)[2]
-
-
-def test_frames_together_are_better_than_alone() -> None:
-    oracle = Oracle(Errors(noise=1.0, wrong=0.5))
-    many = [
-        sightings(oracle, frame(number), planar_motion([number - 3.0, 1.0], number), CPU)[0]
-        for number in range(6)
-    ]
-    generator = torch.Generator().manual_seed(0)
-    joint = solve_jointly(many, SolverSettings(), PoseTerm(), generator)
-    assert joint.valid
-    alone = np.mean([found(one)[0] for one in many])
-    truth = many[0].calibration
-    assert float(geodesic_angle(joint.matrix[:3, :3], truth[:3, :3]).rad2deg()) < alone
-    assert float((joint.matrix - truth)[:3, 3].norm()) < 0.2
-
-
-def test_frames_with_other_intrinsics_go_together() -> None:
-    one = sighted()
-    matches = one.matches
-    lens = matches.intrinsics * matches.intrinsics.new_tensor([2.0, 3.0, 1.0])[:, None]
-    other = replace(
-        one,
-        matches=replace(
-            matches, intrinsics=lens, pixel=matches.pixel * matches.pixel.new_tensor([2.0, 3.0])
-        ),
-    )
-    generator = torch.Generator().manual_seed(0)
-    joint = solve_jointly([one, other], SolverSettings(), PoseTerm(), generator)
-    assert joint.inliers == 2 * int(one.seen.sum())
-    assert torch.allclose(joint.matrix, one.calibration, atol=2e-3)
-
-
-def test_a_frame_without_cameras_is_named() -> None:
-    bare = replace(frame(), cameras=())
-    with pytest.raises(DataError, match=r"memory/val/0006 has no camera"):
-        sightings(Oracle(), bare, torch.eye(4, dtype=torch.float64), CPU)
 
 
 def test_the_overlay_is_the_projection_by_each_pose() -> None:
@@ -257,7 +59,8 @@ def recipe(method: Nclr, cameras: int = 2) -> PretrainRecipe:
 def trained(monkeypatch: pytest.MonkeyPatch) -> Oracle:
     """In the place of the network of every run; pictures take time."""
     monkeypatch.setattr(calibration, "PICTURED_FRAMES", 0)
-    oracle = Oracle(Errors(noise=0.2, wrong=0.2))
+    displaced = Displacement(spread=2.0, limit=4.0)
+    oracle = Oracle(Errors(noise=0.2, wrong=0.2), displacement=displaced)
     monkeypatch.setattr(
         calibration, "trained_nclr", lambda run, overrides: (recipe(oracle), oracle)
     )
@@ -313,6 +116,51 @@ def test_the_initial_error_is_the_displacement(trained: Oracle, tmp_path: Path) 
         assert np.allclose(image.displacement, planar_motion([3, 4], math.radians(-30)))
 
 
+def test_beyond_the_displacement_of_training_nothing_is_found_unless_told(
+    trained: Oracle, tmp_path: Path
+) -> None:
+    far = {"frames": 1, "initial": InitialPose(angle=20.0, shift=(5.5, 0.0))}
+    for image in calibrated(tmp_path, **far).images:
+        assert image.after is None or image.after.translation > 1
+    told = calibrated(tmp_path, **far, solver=SolverSettings(reach_shift=6.0))
+    assert told.after.success == 1.0
+    near = calibrated(tmp_path, **far, solver=SolverSettings(reach_angle=10.0, reach_shift=6.0))
+    assert all(image.after is None or image.after.rotation > 9 for image in near.images)
+
+
+def test_a_rig_is_calibrated(trained: Oracle, tmp_path: Path) -> None:
+    """The second camera alone would not be."""
+    trained.errors.lost = (1,)
+    alone = calibrated(tmp_path, frames=2)
+    assert [image.found is None for image in alone.images] == [False, True] * 2
+    record = calibrated(tmp_path, frames=2, rig=True)
+    assert record.after.success == 1.0
+    for front, left in zip(record.images[::2], record.images[1::2], strict=True):
+        assert front.after is not None
+        assert left.after is not None
+        assert front.frame == left.frame
+        assert front.after.rotation == pytest.approx(left.after.rotation, abs=1e-6)
+        assert front.after.translation == pytest.approx(left.after.translation, abs=1e-6)
+
+
+@pytest.mark.parametrize("solver", [one for one in SOLVERS if one != "search"])
+def test_a_rig_is_searched_alone(solver: Solver) -> None:
+    with pytest.raises(ConfigError, match=f"{solver} looks at one camera at a time") as caught:
+        CalibrationOptions(solver=SolverSettings(solver), rig=True)
+    assert caught.value.field == "--rig, --solver"
+    assert caught.value.remedy == "take --solver search, or leave --rig out"
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_it_is_told_that_height_and_tilt_were_not_sought(
+    trained: Oracle, tmp_path: Path, solver: Solver
+) -> None:
+    record = calibrated(tmp_path, frames=1, solver=SolverSettings(solver))
+    told = any("Height and tilt are those of the dataset" in note for note in record.notes)
+    assert told is (solver in ("planar", "search"))
+    assert record.solver == solver
+
+
 def test_no_displacement_starts_at_the_calibration(trained: Oracle, tmp_path: Path) -> None:
     record = calibrated(tmp_path, frames=2, initial=InitialPose(angle=0.0))
     assert record.before.success == 1.0
@@ -344,7 +192,7 @@ def test_given_and_drawn_do_not_go_together() -> None:
 
 
 def test_failures_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    guessing = Oracle(Errors(wrong=1.0))
+    guessing = Oracle(Errors(wrong=1.0), displacement=Displacement(spread=2.0, limit=4.0))
     monkeypatch.setattr(
         calibration, "trained_nclr", lambda run, overrides: (recipe(guessing), guessing)
     )

@@ -45,11 +45,9 @@ def oracle(truth: Tensor, points: Tensor, initial: Tensor | None = None) -> Evid
     initial = camera() if initial is None else initial
     there = project(points, initial @ truth, LENS)
     seen = inside_image(there, HEIGHT, WIDTH, 0.1, "nearest")
-    fit = torch.full((len(points), HEIGHT, WIDTH), -1.0)
-    for point in seen.nonzero()[:, 0].tolist():
-        col, row = (int(value) for value in there.uv[point].round())
-        fit[point, max(row - 1, 0) : row + 2, max(col - 1, 0) : col + 2] = 1.0
-        fit[point, row, col] = 2.0
+    col, row = there.uv.round()[:, :, None, None].unbind(1)
+    off = (torch.arange(WIDTH) - col).abs().maximum((torch.arange(HEIGHT)[:, None] - row).abs())
+    fit = (2.0 - off).where((off <= 1) & seen[:, None, None], -1.0)
     return Evidence(points, fit, LENS, initial)
 
 
@@ -103,11 +101,11 @@ def test_what_fits_everywhere_says_little() -> None:
     assert float(fits(similarity)[3, 7]) > 0.7 * (math.log(50) + math.log(40)) / 2
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(angle=st.floats(-180, 180), x=SHIFTS, y=SHIFTS, seed=st.integers(0, 99))
 def test_a_planar_motion_is_recovered(angle: float, x: float, y: float, seed: int) -> None:
     truth = motion_of(angle, x, y)
-    found = search_planar([oracle(truth, scan(seed=seed))], NEAR)
+    found = search_planar([oracle(truth, scan(1200, seed))], NEAR)
     degrees, metres = errors(found, truth)
     assert degrees < 0.5
     assert metres < 0.15
@@ -130,20 +128,17 @@ def pole(yaw: float) -> Tensor:
 
 def test_images_together_recover_what_one_cannot() -> None:
     alone, together = [], []
-    for number in range(6):
+    for number in range(5):
         truth = motion_of(30.0 * number + 7, 0.5 * number - 1, 1.3 - number / 3)
-        back = invert_pose(truth)
-        # Each camera sees a pole, 90 degrees apart.
-        both = [
-            oracle(truth, transform_points(pole(yaw), back), camera(yaw))
-            for yaw in (0.0, math.pi / 2)
+        rig = [
+            oracle(truth, transform_points(pole(yaw), invert_pose(truth)), camera(yaw))
+            for yaw in (0.0, math.pi / 2, math.pi, -math.pi / 2)
         ]
-        assert all(bool((one.fit == 2).any()) for one in both)
-        alone.append(errors(search_planar(both[:1], NEAR), truth)[0])
-        together.append(errors(search_planar(both, NEAR), truth))
-    assert sum(degrees > 5 for degrees in alone) >= 4
-    assert max(degrees for degrees, _ in together) < 1.5
-    assert max(metres for _, metres in together) < 0.3
+        alone.append(errors(search_planar(rig[:1], NEAR), truth)[0])
+        together.append(errors(search_planar(rig, NEAR), truth))
+    assert sum(degrees > 5 for degrees in alone) >= 3
+    assert max(degrees for degrees, _ in together) < 1
+    assert max(metres for _, metres in together) < 0.15
 
 
 def test_a_camera_that_is_wrong_is_outvoted() -> None:
@@ -192,7 +187,7 @@ def brute(evidence: Sequence[Evidence], motion: Tensor) -> tuple[float, list[Ten
     total, seen, unsure = 0.0, [], torch.tensor(0)
     for one in evidence:
         there = project(one.points, one.camera_from_points @ motion, one.intrinsics)
-        inside = inside_image(there, *one.fit.shape[1:], 0.1, "nearest")
+        inside = inside_image(there, HEIGHT, WIDTH, 0.1, "nearest")
         for point in inside.nonzero()[:, 0].tolist():
             col, row = (int(value) for value in there.uv[point].round())
             total += float(one.fit[point, row, col])

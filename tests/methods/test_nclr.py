@@ -11,12 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from lidarssl.backbones.minkunet import MinkUNet
 from lidarssl.backbones.second import Second
+from lidarssl.backbones.voxelize import VoxelGrid
 from lidarssl.errors import ConfigError
 from lidarssl.frame import Batch
+from lidarssl.geometry.planar_search import fits
 from lidarssl.images.resnet import ResNet
 from lidarssl.methods.nclr import Nclr
 from lidarssl.methods.nclr_settings import CalibrationView, PoseTerm, TermWeights, TokenSampling
+from lidarssl.methods.soft_matching import StepDraws
 from lidarssl.training.fit import Training, fit
 from methods.small import backbone, batch_of, encoder, frames, nclr
 from toys import MemoryDataset
@@ -201,6 +205,41 @@ def test_matches_of_a_trained_method() -> None:
     assert all(torch.equal(a.pixel, b.pixel) for a, b in zip(found, again, strict=True))
 
 
+def test_fits_are_those_of_both_similarities() -> None:
+    """Before and after points and cells have looked at each other; of the first points only."""
+    method = small(
+        sampling=TokenSampling(1100), temperature=0.2, alignment="learned",
+        view=CalibrationView(SIZE, min_depth=0.1),
+    )  # fmt: skip
+    assert isinstance(method.backbone, MinkUNet)
+    method.backbone.grid = VoxelGrid("slidr_cartesian", 0.2, method.backbone.grid.inputs)
+    assert method.alignment is not None
+    method.alignment.data += 0.3 * torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    batch = batch_of(method, frames(method, points=2000))
+    found = method.match(batch)
+    assert max(len(image.positions) for image in found) > 1024
+    method.eval()
+    with torch.no_grad():
+        scene = method.encode(batch)
+        draws = StepDraws(torch.Generator().manual_seed(0))
+        fused = method.fuse(scene, torch.arange(len(scene.maps)), draws)
+    form = (method.alignment.detach() + method.alignment.detach().T).double() / 2
+    for number, image in enumerate(found):
+        rows = (fused.image == number).nonzero()[:1024, 0]
+        similarity = torch.zeros(len(rows), 8 * 12, dtype=torch.float64)
+        for points, cells in (
+            (scene.features[fused.token[rows]], scene.maps[number].flatten(1).T),
+            (fused.points[rows], fused.cells[number]),
+        ):
+            points = points.double() / points.double().norm(dim=1, keepdim=True)
+            cells = cells.double() / cells.double().norm(dim=1, keepdim=True)
+            similarity += torch.einsum("nc,cd,md->nm", points, form, cells)
+        assert image.fit.shape == (min(len(image.positions), 1024), 8, 12)
+        assert torch.isfinite(image.fit).all()
+        expected = fits(similarity / 0.2).view(-1, 8, 12).float()
+        torch.testing.assert_close(image.fit, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_matches_do_not_read_the_truth() -> None:
     method = small()
     batch = batch_of(method, frames(method))
@@ -222,6 +261,7 @@ def test_matches_of_a_frame_without_points() -> None:
     some[0] = some[0].select(torch.zeros(len(some[0]), dtype=torch.bool))
     found = method.match(batch_of(method, some))
     assert len(found[0].positions) == 0
+    assert found[0].fit.shape == (0, 8, 12)
     assert all(torch.isfinite(image.image_overlap).all() for image in found)
 
 

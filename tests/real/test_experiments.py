@@ -67,3 +67,29 @@ def test_pretrain_probe_evaluate_report(
     assert "mIoU (slidr)" in capsys.readouterr().out
     for run in (pretrained, probed):
         assert "<html" in (run / "report.html").read_text()
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_pretrain_and_calibrate(
+    teacher: Path, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = data_root / "semantic_kitti"
+    if not root.is_dir():
+        pytest.skip(f"no {root}")
+    run = tmp_path / "nclr"
+    code = main(
+        [
+            "pretrain", "nclr_minkunet_kitti_sample", "--run", str(run), "--quiet",
+            "--dataset.root", str(root), "--method.image_encoder.weights", str(teacher),
+            "--training.steps", "2", "--training.workers", "0",
+        ]
+    )  # fmt: skip
+    assert code == 0, capsys.readouterr().err
+    shown = {picture.file for picture in Results.load(run).pictures}
+    assert any("calibration_image_2" in file for file in shown)
+    assert main(["calibrate", str(run), "--frames", "1", "--quiet"]) == 0
+    found = json.loads((run / "calibration" / "calibration.json").read_text())
+    assert [image["camera"] for image in found["images"]] == ["image_2"]
+    assert found["before"]["rotation"]["median"] > 0
+    assert list((run / "calibration" / "figures").glob("*calibration_image_2*.png"))

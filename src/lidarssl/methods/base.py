@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lidarssl.backbones.base import Backbone
 from lidarssl.errors import ConfigError
@@ -69,8 +69,15 @@ class Method(nn.Module):
         """
 
 
-def check_image_size(image_size: tuple[int, int], encoder: ImageEncoder) -> None:
+def check_image_size(
+    image_size: tuple[int, int], encoder: ImageEncoder, view: str = "augmentation"
+) -> None:
     """Refuse images whose sides the cells of the encoder's map do not fill.
+
+    Args:
+        image_size: (height, width).
+        encoder: of the images.
+        view: the option of the method that holds the size.
 
     Raises:
         ConfigError: a side is no multiple of the stride.
@@ -78,6 +85,11 @@ def check_image_size(image_size: tuple[int, int], encoder: ImageEncoder) -> None
     if any(size % encoder.stride for size in image_size):
         raise ConfigError(
             f"image_size {image_size} is not a multiple of the encoder's stride {encoder.stride}",
-            field="method.augmentation.image_size",
+            field=f"method.{view}.image_size",
             remedy="round it to a multiple",
         )
+
+
+def zero_through(*tensors: Tensor) -> Tensor:
+    """0 with a gradient of 0 for every tensor: some term has nothing to say of it in this batch."""
+    return torch.cat([tensor.flatten()[:0] for tensor in tensors]).sum()

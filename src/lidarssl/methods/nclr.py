@@ -24,7 +24,7 @@ from lidarssl.geometry.poses import geodesic_angle
 from lidarssl.images.base import ImageEncoder
 from lidarssl.losses.contrastive import info_nce
 from lidarssl.losses.pose import mean_cross_entropy, pose_sum
-from lidarssl.methods.base import Method, check_image_size
+from lidarssl.methods.base import Method, check_image_size, zero_through
 from lidarssl.methods.image_to_lidar import Negatives, own_rows
 from lidarssl.methods.nclr_settings import CalibrationView, PoseTerm, TermWeights, TokenSampling
 from lidarssl.methods.soft_matching import (
@@ -104,7 +104,7 @@ class Nclr(Method):
         self.view, self.sampling = view or CalibrationView(), sampling or TokenSampling()
         self.pose, self.weights = pose or PoseTerm(), weights or TermWeights()
         self.image_norm, self.negatives = image_norm, negatives
-        check_image_size(self.view.image_size, image_encoder)
+        check_image_size(self.view.image_size, image_encoder, "view")
         if head == "backbone" and backbone.out_channels != embedding:
             raise ConfigError(
                 f"the backbone has {backbone.out_channels} channels, the embedding {embedding}",
@@ -218,7 +218,7 @@ class Nclr(Method):
             pose, errors = self._pose(scene, fused, keypoints)
         if teaches:
             loss, terms["pose"] = loss + weights.pose * pose, pose
-        loss = loss + _zero_through(fused.points, fused.cells, *self.parameters())
+        loss = loss + zero_through(fused.points, fused.cells, *self.parameters())
         values = {name: value.detach() for name, value in terms.items()}
         return StepOutput(loss, values | errors | matching_distance(scene, keypoints, pair))
 
@@ -335,7 +335,7 @@ class Nclr(Method):
             )
         )  # fmt: skip
         # A process without an image takes part in the exchange, and in its gradient.
-        total, count = all_reduce_sum(sums + _zero_through(fused.points, fused.cells))
+        total, count = all_reduce_sum(sums + zero_through(fused.points, fused.cells))
         errors = {"poses": valid.float().sum()}
         if bool(valid.any()):
             rotation, translation = found.rotation[valid].detach(), found.translation[valid]
@@ -380,8 +380,3 @@ class Nclr(Method):
             )  # fmt: skip
         self.train(training)
         return found
-
-
-def _zero_through(*tensors: Tensor) -> Tensor:
-    """0 with a gradient of 0 for every tensor: some term has nothing to say of it in this batch."""
-    return torch.cat([tensor.flatten()[:0] for tensor in tensors]).sum()

@@ -28,7 +28,7 @@ from lidarssl.losses.balanced_sampling import (
 )
 from lidarssl.losses.contrastive import supervised_info_nce
 from lidarssl.losses.von_mises_fisher import Bessel, ClassPrototypes
-from lidarssl.methods.base import PreparedFiles
+from lidarssl.methods.base import PreparedFiles, zero_through
 from lidarssl.methods.image_to_lidar import (
     ImageToLidar,
     Negatives,
@@ -220,7 +220,7 @@ class Olivine(ImageToLidar):
         tokens, images = self.backbone(batch.points), self.encode_images(batch)
         points, semantic = self.embed(tokens.features)
         matches, token = batch.matches, tokens.token_of_point[batch.matches.point]
-        loss, terms = _zero_through(points, semantic, *self.image_head.parameters()), {}
+        loss, terms = zero_through(points, semantic, *self.image_head.parameters()), {}
         if self.weights.points:
             term, _ = self.contrast_matches(
                 points, token, images, matches, self.num_matches, generator
@@ -268,11 +268,6 @@ class Olivine(ImageToLidar):
         return self.prototypes.loss(
             features, labels, self.distributions.shares, self.distributions.bessel
         )
-
-
-def _zero_through(*tensors: Tensor) -> Tensor:
-    """0 with a gradient of 0 for every tensor: some term has nothing to say of it in this batch."""
-    return torch.cat([tensor.flatten()[:0] for tensor in tensors]).sum()
 
 
 def _labels(matches: Matches) -> Tensor:

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lidarssl.errors import ConfigError, DataError
+from lidarssl.errors import ConfigError
 from lidarssl.frame import Camera, Frame, Matches
 from lidarssl.geometry.projection import match_pixels, scale_intrinsics
 from lidarssl.transforms.images import flip_camera, image_of, image_size
+from lidarssl.transforms.paired import cameras_of
 from lidarssl.transforms.points import change_lidar_frame
 
 
@@ -65,14 +66,8 @@ def match_grid(
 
     Arguments and what is raised: see ``MatchGrid``.
     """
-    if not frame.cameras:
-        raise DataError(
-            f"frame {frame.id} has no cameras to match points with",
-            field="cameras",
-            remedy="load it with Field.IMAGES, from a dataset that has images",
-        )
     parts = []
-    for number, camera in enumerate(frame.cameras):
+    for number, camera in enumerate(cameras_of(frame)):
         rows, cols = grid_size(camera, stride)
         found = match_pixels(
             frame.points,

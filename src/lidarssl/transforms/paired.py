@@ -34,14 +34,8 @@ def match_frame(
     Raises:
         DataError: the frame has no cameras, or one without an image.
     """
-    if not frame.cameras:
-        raise DataError(
-            f"frame {frame.id} has no cameras to match points with",
-            field="cameras",
-            remedy="load it with Field.IMAGES, from a dataset that has images",
-        )
     parts = []
-    for number, camera in enumerate(frame.cameras):
+    for number, camera in enumerate(cameras_of(frame)):
         height, width = image_size(camera)
         found = match_pixels(
             frame.points,
@@ -56,6 +50,21 @@ def match_frame(
         image = torch.full_like(found.point, number)
         parts.append(Matches(found.point, image, found.row, found.col))
     return Matches.joined(parts)
+
+
+def cameras_of(frame: Frame) -> tuple[Camera, ...]:
+    """The cameras of a frame.
+
+    Raises:
+        DataError: it has none.
+    """
+    if not frame.cameras:
+        raise DataError(
+            f"frame {frame.id} has no cameras to match points with",
+            field="cameras",
+            remedy="load it with Field.IMAGES, from a dataset that has images",
+        )
+    return frame.cameras
 
 
 def matches_of(frame: Frame) -> Matches:
