@@ -7,6 +7,7 @@ plane changes; height and tilt are those of the initial pose.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ _FLOOR = -4.0
 _COARSE_POINTS = 256
 _CANDIDATES = 16
 _HALVINGS = 4
+_LAST_HALVINGS = 6
+_NEIGHBOURS = tuple(itertools.product((-1.0, 0.0, 1.0), repeat=3))
 _MIN_DEPTH = 0.1
 _CHUNK = 2**19
 _LUCK = 0.01
@@ -107,8 +110,8 @@ def search_planar(evidence: Sequence[Evidence], reach: Reach) -> PlanarFit:
     """One motion for the points of all images: p -> Rz(angle) p + (x, y, 0).
 
     The grid has steps of two cells at the centre of the first image, between 1 and 3 degrees, and
-    of 1 m. Its best motions are refined by halving the steps four times, within the reach. Where
-    there is no point, there is no motion.
+    of 1 m. The best motion of each of the best headings is refined by halving the steps, and the
+    winner's surroundings once more and further, within the reach. Where there is no point, there is no motion.
 
     Args:
         evidence: one or more images.
@@ -118,33 +121,75 @@ def search_planar(evidence: Sequence[Evidence], reach: Reach) -> PlanarFit:
     if not count:
         nowhere = torch.zeros(0, dtype=torch.bool)
         return PlanarFit(torch.eye(4, dtype=torch.float64), 0.0, 0.0, (nowhere,) * len(evidence))
-    focal = float(evidence[0].intrinsics[0, 0])
-    turn = min(max(math.degrees(2 / focal), 1.0), 3.0)
-    angles = _axis(min(reach.angle, 180.0), turn)
-    if reach.angle >= 180:
-        angles = angles[:-1]
-    shifts = _axis(reach.shift, 1.0)
-    motions = torch.cartesian_prod(angles, shifts, shifts).view(-1, 3)
-    few = [_first(one, _COARSE_POINTS) for one in evidence]
-    best = motions[_scores(few, motions).topk(min(_CANDIDATES, len(motions))).indices]
-    steps = torch.stack([_spacing(axis) for axis in (angles, shifts, shifts)])
-    most = torch.tensor([math.inf if reach.angle >= 180 else reach.angle, *2 * [reach.shift]])
-    around = torch.cartesian_prod(*3 * [torch.tensor([-1.0, 0.0, 1.0])])
-    tried = len(motions)
-    for halving in range(1, _HALVINGS + 1):
-        near = (best[:, None] + around * steps / 2**halving).flatten(0, 1)
-        near = near.clamp(-most, most).unique(dim=0)
-        tried += len(near)
-        scores = _scores(evidence, near)
-        best = near[scores.topk(min(_CANDIDATES, len(near))).indices]
+    grid = _Grid.of(float(evidence[0].intrinsics[0, 0]), reach)
+    candidates = _best_headings([_first(one, _COARSE_POINTS) for one in evidence], grid)
+    climbed, scores = _climb(evidence, candidates, grid)
+    # Around the winner once more, with all candidates for it alone.
+    beam = _spread_out(evidence, candidates[scores.argmax()], grid)
+    last = torch.cat([climbed[scores.argmax()][None], beam])
+    best = last[_scores(evidence, last).argmax()][None]
     angle, x, y = best[0].double().tolist()
     motion = planar_motion((0.0, 0.0), math.radians(angle))
     motion[:2, 3] = motion.new_tensor([x, y])
-    seen = tuple(_fall(one, best[:1])[1][0] for one in evidence)
+    seen = tuple(_fall(one, best)[1][0] for one in evidence)
     # exp of a sum of fits that are random is 1 on average, or less, whatever the motion: by Markov
     # it exceeds ``tried`` / luck for one of the motions with a probability of at most luck.
+    tried = grid.size + (_HALVINGS + _LAST_HALVINGS + 1) * _CANDIDATES * len(_NEIGHBOURS)
     chance = math.log(tried / _LUCK) / count
-    return PlanarFit(motion, float(_scores(evidence, best[:1])) / count, chance, seen)
+    return PlanarFit(motion, float(_scores(evidence, best)) / count, chance, seen)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Headings in degrees, shifts in m along each axis, and how far motions may reach, (3,)."""
+
+    angles: Tensor
+    shifts: Tensor
+    most: Tensor
+
+    @classmethod
+    def of(cls, focal: float, reach: Reach) -> _Grid:
+        """For a map with a focal length in cells."""
+        angles = _axis(min(reach.angle, 180.0), min(max(math.degrees(2 / focal), 1.0), 3.0))
+        whole = reach.angle >= 180
+        most = torch.tensor([math.inf if whole else reach.angle, *2 * [reach.shift]])
+        return cls(angles[:-1] if whole else angles, _axis(reach.shift, 1.0), most)
+
+    @property
+    def size(self) -> int:
+        return len(self.angles) * len(self.shifts) ** 2
+
+    def around(self, motions: Tensor, halving: int) -> Tensor:
+        """(K, 27, 3) neighbours of (K, 3) motions at steps that are halved so often."""
+        steps = torch.stack([_spacing(axis) for axis in (self.angles, *2 * [self.shifts])])
+        near = motions[:, None] + torch.tensor(_NEIGHBOURS) * steps / 2**halving
+        return near.clamp(-self.most, self.most)
+
+
+def _best_headings(evidence: Sequence[Evidence], grid: _Grid) -> Tensor:
+    """(K, 3) best motions of the best headings, so that no single ridge takes all places."""
+    motions = torch.cartesian_prod(grid.angles, grid.shifts, grid.shifts).view(-1, 3)
+    scores, place = _scores(evidence, motions).view(len(grid.angles), -1).max(1)
+    chosen = scores.topk(min(_CANDIDATES, len(scores))).indices
+    return motions.view(len(grid.angles), -1, 3)[chosen, place[chosen]]
+
+
+def _climb(evidence: Sequence[Evidence], motions: Tensor, grid: _Grid) -> tuple[Tensor, Tensor]:
+    """(K, 3) where each of (K, 3) motions leads to by itself, and (K,) scores."""
+    for halving in range(1, _HALVINGS + 1):
+        near = grid.around(motions, halving)
+        scores, place = _scores(evidence, near.flatten(0, 1)).view(len(near), -1).max(1)
+        motions = near[torch.arange(len(near)), place]
+    return motions, scores
+
+
+def _spread_out(evidence: Sequence[Evidence], motion: Tensor, grid: _Grid) -> Tensor:
+    """(K, 3) best motions around one (3,), of which all stay in the race."""
+    motions = motion[None]
+    for halving in range(_LAST_HALVINGS + 1):
+        near = grid.around(motions, halving).flatten(0, 1).unique(dim=0)
+        motions = near[_scores(evidence, near).topk(min(_CANDIDATES, len(near))).indices]
+    return motions
 
 
 def _axis(reach: float, step: float) -> Tensor:
