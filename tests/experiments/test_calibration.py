@@ -116,14 +116,14 @@ def test_the_initial_error_is_the_displacement(trained: Oracle, tmp_path: Path) 
         assert np.allclose(image.displacement, planar_motion([3, 4], math.radians(-30)))
 
 
-def test_beyond_the_displacement_of_training_nothing_is_found_unless_told(
+def test_what_lies_out_of_reach_is_not_found(
     trained: Oracle, tmp_path: Path
 ) -> None:
     far = {"frames": 1, "initial": InitialPose(angle=20.0, shift=(5.5, 0.0))}
-    for image in calibrated(tmp_path, **far).images:
-        assert image.after is None or image.after.translation > 1
-    told = calibrated(tmp_path, **far, solver=SolverSettings(reach_shift=6.0))
-    assert told.after.success == 1.0
+    short = calibrated(tmp_path, **far, solver=SolverSettings(reach_shift=4.0))
+    assert all(image.after is None or image.after.translation > 1 for image in short.images)
+    # Farther than training displaces, but given: it is within reach.
+    assert calibrated(tmp_path, **far).after.success == 1.0
     near = calibrated(tmp_path, **far, solver=SolverSettings(reach_angle=10.0, reach_shift=6.0))
     assert all(image.after is None or image.after.rotation > 9 for image in near.images)
 
@@ -184,6 +184,13 @@ def test_draws_are_those_of_training_or_narrower() -> None:
         assert float(motion[:3, 3].norm()) == 0
         turned = geodesic_angle(motion[:3, :3], torch.eye(3))
         assert float(turned.rad2deg()) <= 5
+
+
+def test_a_given_pose_lies_within_the_reach_of_the_search() -> None:
+    method = Oracle()
+    farthest = InitialPose(30.0, (3.0, -40.0)).farthest(method)
+    assert (farthest.max_angle, farthest.limit) == (180.0, 40.0)
+    assert InitialPose().farthest(method) == method.view.displacement
 
 
 def test_given_and_drawn_do_not_go_together() -> None:

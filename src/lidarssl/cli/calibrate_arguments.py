@@ -74,12 +74,12 @@ def add_calibrate(top: Verbs) -> None:
         help="search one motion for all cameras of a frame, which keep their places to each other",
     )  # fmt: skip
     parser.add_argument(
-        "--threshold", type=positive, default=2.0, metavar="CELLS",
+        "--threshold", type=positive, metavar="CELLS",
         help="a match is wrong that is further off; a cell is --method.view.stride pixels of the "
         "network's image (default: 2)",
     )  # fmt: skip
     parser.add_argument(
-        "--overlap", type=probability, default=0.5, metavar="P",
+        "--overlap", type=probability, metavar="P",
         help="least probability that the camera sees a point (default: 0.5)",
     )  # fmt: skip
     parser.add_argument(
@@ -96,6 +96,7 @@ def calibrate(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.experiments.calibration_solving import SolverSettings
     from lidarssl.report.calibration_page import as_text
 
+    _refuse_unused(arguments)
     options = CalibrationOptions(
         arguments.split,
         arguments.frames,
@@ -107,8 +108,8 @@ def calibrate(arguments: argparse.Namespace, rest: list[str]) -> None:
         ),
         SolverSettings(
             arguments.solver,
-            arguments.threshold,
-            arguments.overlap,
+            2.0 if arguments.threshold is None else arguments.threshold,
+            0.5 if arguments.overlap is None else arguments.overlap,
             reach_angle=arguments.reach_angle,
             reach_shift=arguments.reach_shift,
         ),
@@ -121,6 +122,28 @@ def calibrate(arguments: argparse.Namespace, rest: list[str]) -> None:
         arguments.run, options, rest, output, not arguments.quiet, arguments.command
     )
     print(f"{as_text(record)}\n\nreport: {output / 'report.html'}")
+
+
+def _refuse_unused(arguments: argparse.Namespace) -> None:
+    """An option that the solver does not look at would silently change nothing.
+
+    Raises:
+        ConfigError: one is given.
+    """
+    from lidarssl.errors import ConfigError
+
+    unused = {
+        "search": ("threshold", "overlap"),
+        "epnp": ("overlap", "reach_angle", "reach_shift"),
+    }.get(arguments.solver, ("reach_angle", "reach_shift"))
+    for name in unused:
+        if getattr(arguments, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"the solver {arguments.solver} does not use {flag}",
+                field=flag,
+                remedy="leave it out, or choose another --solver",
+            )
 
 
 def finite(text: str) -> float:

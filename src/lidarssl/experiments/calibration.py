@@ -87,6 +87,15 @@ class InitialPose:
         changes = {name: value for name, value in given.items() if value is not None}
         return replace(method.view.displacement, **changes)
 
+    def farthest(self, method: Nclr) -> Displacement:
+        """As far as training displaces, and as far as a given pose is wrong."""
+        trained = method.view.displacement
+        return replace(
+            trained,
+            max_angle=min(max(trained.max_angle, abs(self.angle or 0.0)), 180.0),
+            limit=max(trained.limit, *map(abs, self.shift or (0.0,))),
+        )
+
     def in_words(self, method: Nclr) -> str:
         """For the reader."""
         if self.angle is not None or self.shift is not None:
@@ -165,7 +174,8 @@ def calibrate_run(
     output = output or run / "calibration"
     _refuse_run_folder(output)
     recipe, method = trained_nclr(run, overrides)
-    options = replace(options, solver=options.solver.reaching(method.view.displacement))
+    farthest = options.initial.farthest(method)
+    options = replace(options, solver=options.solver.reaching(farthest))
     dataset, split = recipe.dataset, options.split or picture_split(recipe)
     check_needs(method.needs, dataset, split, "calibration")
     chosen = _spread(dataset.frames(split), options.frames, f"{dataset.name}/{split}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,15 +26,7 @@ from lidarssl.transforms.base import Compose
 from lidarssl.transforms.displacement import Displacement, displace
 
 Solver = Literal["search", "robust", "planar", "epnp"]
-SOLVERS: dict[str, str] = {
-    "search": "heading, x and y under which all points fall into the cells that fit them best; "
-    "no match is chosen, height and tilt of the initial pose are taken to be right",
-    "robust": "all six unknowns, from all points that the camera is said to see: consensus, "
-    "then least squares on its inliers",
-    "planar": "the same with the three unknowns of a planar motion (heading, x, y): height and "
-    "tilt of the initial pose are taken to be right, as they are where a scan is displaced",
-    "epnp": "as published: one EPnP of the points of highest overlap, no outlier is left out",
-}
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,11 @@ class SolverSettings:
     """How matches become a pose.
 
     Attributes:
-        solver: key of ``SOLVERS``.
+        solver: ``search``: heading, x and y under which all points fall into the cells that fit
+            them best; no match is chosen. ``robust``: all six unknowns, from all points that the
+            camera is said to see: consensus, then least squares on its inliers. ``planar``: the
+            same for heading, x and y. ``epnp``: one EPnP of the points of highest overlap, of
+            which no outlier is left out, as published.
         threshold: cells of the map of matches, within which a match is an inlier.
         overlap: least probability that the camera sees a point; not for ``epnp``, which has
             thresholds of its own.

@@ -111,7 +111,8 @@ def search_planar(evidence: Sequence[Evidence], reach: Reach) -> PlanarFit:
 
     The grid has steps of two cells at the centre of the first image, between 1 and 3 degrees, and
     of 1 m. The best motion of each of the best headings is refined by halving the steps, and the
-    winner's surroundings once more and further, within the reach. Where there is no point, there is no motion.
+    winner's surroundings once more and further, within the reach. Where there is no point, there
+    is no motion.
 
     Args:
         evidence: one or more images.
