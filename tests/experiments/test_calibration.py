@@ -116,9 +116,7 @@ def test_the_initial_error_is_the_displacement(trained: Oracle, tmp_path: Path) 
         assert np.allclose(image.displacement, planar_motion([3, 4], math.radians(-30)))
 
 
-def test_what_lies_out_of_reach_is_not_found(
-    trained: Oracle, tmp_path: Path
-) -> None:
+def test_what_lies_out_of_reach_is_not_found(trained: Oracle, tmp_path: Path) -> None:
     far = {"frames": 1, "initial": InitialPose(angle=20.0, shift=(5.5, 0.0))}
     short = calibrated(tmp_path, **far, solver=SolverSettings(reach_shift=4.0))
     assert all(image.after is None or image.after.translation > 1 for image in short.images)

@@ -134,9 +134,10 @@ def search_planar(evidence: Sequence[Evidence], reach: Reach) -> PlanarFit:
     motion[:2, 3] = motion.new_tensor([x, y])
     seen = tuple(_fall(one, best)[1][0] for one in evidence)
     # exp of a sum of fits that are random is 1 on average, or less, whatever the motion: by Markov
-    # it exceeds ``tried`` / luck for one of the motions with a probability of at most luck.
-    tried = grid.size + (_HALVINGS + _LAST_HALVINGS + 1) * _CANDIDATES * len(_NEIGHBOURS)
-    chance = math.log(tried / _LUCK) / count
+    # it exceeds ``motions`` / luck for one of them with a probability of at most luck. Any motion
+    # of the finest steps could have been tried.
+    motions = grid.size * 8**_LAST_HALVINGS
+    chance = math.log(motions / _LUCK) / count
     return PlanarFit(motion, float(_scores(evidence, best)) / count, chance, seen)
 
 
