@@ -47,6 +47,10 @@ PICTURED_FRAMES, PICTURED_CAMERAS = 3, 2
 
 CHECKPOINT_FILE = Path("checkpoints") / "last.ckpt"
 
+_TOO_FEW = (
+    " Too few points that the network is sure of, or that agree: train longer, or take --solver "
+    "search."
+)
 _NEEDS_NCLR = "calibrate needs a run of `lidarssl pretrain` with the method Nclr"
 
 
@@ -316,5 +320,6 @@ def _notes(
         notes.append(
             f"{failed} of {len(images)} registrations failed: they count as no success, and are "
             "left out of medians and means."
+            + ("" if options.solver.solver == "search" else _TOO_FEW)
         )
     return tuple(notes)

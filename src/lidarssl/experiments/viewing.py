@@ -55,7 +55,7 @@ def trained_recipe(run: Path, overrides: Sequence[str] = ()) -> PretrainRecipe:
     """
     if not (run / RECIPE_FILE).is_file():
         raise DataError(
-            "holds no run" if run.is_dir() else "no such run folder",
+            _what_it_is(run),
             path=run,
             remedy="give a folder that `lidarssl pretrain` has written",
         )
@@ -75,6 +75,13 @@ def trained_recipe(run: Path, overrides: Sequence[str] = ()) -> PretrainRecipe:
             "use the version of lidarssl that trained it",
         ) from error
     return recipe
+
+
+def _what_it_is(run: Path) -> str:
+    """Why a path is no run."""
+    if run.is_dir():
+        return f"holds no run: there is no {RECIPE_FILE}"
+    return "is a file, not a run folder" if run.exists() else "no such run folder"
 
 
 def scene_of(method: Method, frame: Frame) -> Scene:

@@ -63,6 +63,12 @@ class Reach:
     shift: float = 10.0
 
     def __post_init__(self) -> None:
+        if self.angle > 180:
+            raise ConfigError(
+                f"a search up to {self.angle} degrees",
+                field="angle",
+                remedy="180 is every heading",
+            )
         for name in ("angle", "shift"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(

@@ -105,11 +105,17 @@ class Nclr(Method):
         self.pose, self.weights = pose or PoseTerm(), weights or TermWeights()
         self.image_norm, self.negatives = image_norm, negatives
         check_image_size(self.view.image_size, image_encoder, "view")
+        if any(length % self.view.stride for length in self.view.image_size):
+            raise ConfigError(
+                f"images of {self.view.image_size} are not made of cells of {self.view.stride}",
+                field="method.view.image_size, method.view.stride",
+                remedy="take a size that is a multiple of the stride",
+            )
         if head == "backbone" and backbone.out_channels != embedding:
             raise ConfigError(
                 f"the backbone has {backbone.out_channels} channels, the embedding {embedding}",
                 field="method.head",
-                remedy="take head: linear, or give the backbone that width",
+                remedy="take head: linear, or an embedding of the backbone's width",
             )
         self.point_head: nn.Module = (
             nn.Linear(backbone.out_channels, embedding) if head == "linear" else nn.Identity()

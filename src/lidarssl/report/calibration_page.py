@@ -273,7 +273,8 @@ def _images(record: CalibrationRecord) -> list[Html]:
     left = len(record.images) - len(rows)
     more = [element("p", f"{left} more are in calibration.json.", class_="small")] if left else []
     note = (
-        "Inliers: matches within the threshold of the recovered pose, of those it was sought with. "
+        "Inliers: matches within the threshold of the recovered pose, of those it was sought with; "
+        "of a search, points that fit better than chance where it puts them. "
         "Within 2 cells: share of the latter that are so near to where the point truly is."
     )
     return [_table(IMAGE_HEADS, rows), *more, element("p", note, class_="small")]
