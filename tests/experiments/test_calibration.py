@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from experiments.calibration_oracle import Errors, Oracle, dataset, frame
+from experiments.calibration_oracle import Errors, dataset, frame, knowing
 from lidarssl.errors import ConfigError
 from lidarssl.experiments import calibration
 from lidarssl.experiments.calibration import CalibrationOptions, InitialPose, calibrate_run
@@ -56,11 +56,11 @@ def recipe(method: Nclr, cameras: int = 2) -> PretrainRecipe:
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> Oracle:
+def trained(monkeypatch: pytest.MonkeyPatch) -> Any:
     """In the place of the network of every run; pictures take time."""
     monkeypatch.setattr(calibration, "PICTURED_FRAMES", 0)
     displaced = Displacement(spread=2.0, limit=4.0)
-    oracle = Oracle(Errors(noise=0.2, wrong=0.2), displacement=displaced)
+    oracle = knowing(Errors(noise=0.2, wrong=0.2), displacement=displaced)
     monkeypatch.setattr(
         calibration, "trained_nclr", lambda run, overrides: (recipe(oracle), oracle)
     )
@@ -72,7 +72,7 @@ def calibrated(folder: Path, **options: Any) -> CalibrationRecord:
 
 
 def test_a_run_is_calibrated_and_told(
-    trained: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "PICTURED_FRAMES", 1)
     record = calibrated(tmp_path, frames=3, joint=True)
@@ -106,7 +106,7 @@ def test_a_run_is_calibrated_and_told(
     assert all(joint.after.success == 1.0 for joint in record.joint)
 
 
-def test_the_initial_error_is_the_displacement(trained: Oracle, tmp_path: Path) -> None:
+def test_the_initial_error_is_the_displacement(trained: Any, tmp_path: Path) -> None:
     initial = InitialPose(angle=-30.0, shift=(3.0, 4.0))
     record = calibrated(tmp_path, frames=1, initial=initial)
     for image in record.images:
@@ -116,7 +116,7 @@ def test_the_initial_error_is_the_displacement(trained: Oracle, tmp_path: Path) 
         assert np.allclose(image.displacement, planar_motion([3, 4], math.radians(-30)))
 
 
-def test_what_lies_out_of_reach_is_not_found(trained: Oracle, tmp_path: Path) -> None:
+def test_what_lies_out_of_reach_is_not_found(trained: Any, tmp_path: Path) -> None:
     far = {"frames": 1, "initial": InitialPose(angle=20.0, shift=(5.5, 0.0))}
     short = calibrated(tmp_path, **far, solver=SolverSettings(reach_shift=4.0))
     assert all(image.after is None or image.after.translation > 1 for image in short.images)
@@ -126,7 +126,7 @@ def test_what_lies_out_of_reach_is_not_found(trained: Oracle, tmp_path: Path) ->
     assert all(image.after is None or image.after.rotation > 9 for image in near.images)
 
 
-def test_a_rig_is_calibrated(trained: Oracle, tmp_path: Path) -> None:
+def test_a_rig_is_calibrated(trained: Any, tmp_path: Path) -> None:
     """The second camera alone would not be."""
     trained.errors.lost = (1,)
     alone = calibrated(tmp_path, frames=2)
@@ -151,7 +151,7 @@ def test_a_rig_is_searched_alone(solver: Solver) -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_it_is_told_that_height_and_tilt_were_not_sought(
-    trained: Oracle, tmp_path: Path, solver: Solver
+    trained: Any, tmp_path: Path, solver: Solver
 ) -> None:
     record = calibrated(tmp_path, frames=1, solver=SolverSettings(solver))
     told = any("Height and tilt are those of the dataset" in note for note in record.notes)
@@ -159,13 +159,13 @@ def test_it_is_told_that_height_and_tilt_were_not_sought(
     assert record.solver == solver
 
 
-def test_no_displacement_starts_at_the_calibration(trained: Oracle, tmp_path: Path) -> None:
+def test_no_displacement_starts_at_the_calibration(trained: Any, tmp_path: Path) -> None:
     record = calibrated(tmp_path, frames=2, initial=InitialPose(angle=0.0))
     assert record.before.success == 1.0
     assert record.after == record.displaced
 
 
-def test_draws_depend_on_seed_and_frame_alone(trained: Oracle, tmp_path: Path) -> None:
+def test_draws_depend_on_seed_and_frame_alone(trained: Any, tmp_path: Path) -> None:
     first, again, other = (calibrated(tmp_path, frames=2, seed=seed) for seed in (0, 0, 1))
     assert first.images == again.images
     assert first.images[0].displacement != first.images[2].displacement
@@ -174,7 +174,7 @@ def test_draws_depend_on_seed_and_frame_alone(trained: Oracle, tmp_path: Path) -
 
 
 def test_draws_are_those_of_training_or_narrower() -> None:
-    wide = Oracle(displacement=Displacement(spread=2.0, limit=5.0, max_angle=90.0))
+    wide = knowing(displacement=Displacement(spread=2.0, limit=5.0, max_angle=90.0))
     assert InitialPose().drawn_from(wide) == wide.view.displacement
     narrow = InitialPose(max_angle=5.0, spread=0.0)
     for number in range(20):
@@ -185,7 +185,7 @@ def test_draws_are_those_of_training_or_narrower() -> None:
 
 
 def test_a_given_pose_lies_within_the_reach_of_the_search() -> None:
-    method = Oracle()
+    method = knowing()
     farthest = InitialPose(30.0, (3.0, -40.0)).farthest(method)
     assert (farthest.max_angle, farthest.limit) == (180.0, 40.0)
     assert InitialPose().farthest(method) == method.view.displacement
@@ -197,7 +197,7 @@ def test_given_and_drawn_do_not_go_together() -> None:
 
 
 def test_failures_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    guessing = Oracle(Errors(wrong=1.0), displacement=Displacement(spread=2.0, limit=4.0))
+    guessing = knowing(Errors(wrong=1.0), displacement=Displacement(spread=2.0, limit=4.0))
     monkeypatch.setattr(
         calibration, "trained_nclr", lambda run, overrides: (recipe(guessing), guessing)
     )
@@ -211,7 +211,7 @@ def test_failures_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert page.count("<img") == 2 * (2 + 3), "nothing is shown where nothing was found"
 
 
-def test_a_run_folder_is_not_written_over(trained: Oracle, tmp_path: Path) -> None:
+def test_a_run_folder_is_not_written_over(trained: Any, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("kind: pretrain")
     with pytest.raises(ConfigError, match="holds a run"):
         calibrate_run(tmp_path, CalibrationOptions(), output=tmp_path)
@@ -219,10 +219,10 @@ def test_a_run_folder_is_not_written_over(trained: Oracle, tmp_path: Path) -> No
 
 def test_the_report_of_a_pretraining_shows_the_calibration(tmp_path: Path) -> None:
     book = PictureBook(tmp_path, dataset())
-    add_method_pictures(Oracle(), frame(), book)
+    add_method_pictures(knowing(), frame(), book)
     assert [Path(one.file).stem for one in book.records] == ["calibration_front", "overlap_front"]
     for one in book.records:
         assert len(figures.load(tmp_path / one.file).panels()) == 3
     empty = PictureBook(tmp_path, dataset())
-    add_method_pictures(Oracle(), replace(frame(), cameras=()), empty)
+    add_method_pictures(knowing(), replace(frame(), cameras=()), empty)
     assert empty.records == []

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from experiments.calibration_oracle import CPU, FITTED, Errors, Oracle, frame, rig, sighted
+from experiments.calibration_oracle import CPU, FITTED, Errors, frame, knowing, rig, sighted
 from lidarssl.errors import DataError
 from lidarssl.experiments.calibration_solving import (
     SOLVERS,
@@ -58,7 +58,7 @@ def test_exact_matches_give_the_pose_back(solver: str, x: float, y: float, angle
 
 
 def test_the_scan_is_displaced_and_nothing_of_the_calibration_is_told() -> None:
-    motion, oracle, whole = planar_motion([3.0, -2.0], 2.0), Oracle(), frame()
+    motion, oracle, whole = planar_motion([3.0, -2.0], 2.0), knowing(), frame()
     (one,) = sightings(oracle, whole, motion, CPU)
     expected = whole.points.double() @ motion[:3, :3].T + motion[:3, 3]
     assert torch.allclose(oracle.asked[0].points.points.double(), expected, atol=1e-5)
@@ -112,7 +112,7 @@ def test_guesses_and_too_few_points_are_failures(solver: str) -> None:
     nothing_seen = sighted(Errors(seen=0.05))
     assert not found(nothing_seen, solver=solver)[2]
     behind = replace(frame(), points=frame().points[:0], intensity=frame().intensity[:0])
-    (empty,) = sightings(Oracle(), behind, planar_motion([1.0, 0.0], 1.0), CPU)
+    (empty,) = sightings(knowing(), behind, planar_motion([1.0, 0.0], 1.0), CPU)
     assert not found(empty, solver=solver)[2]
 
 
@@ -124,7 +124,7 @@ def test_a_camera_that_looks_away_is_a_failure() -> None:
         camera_from_lidar=whole.cameras[0].camera_from_lidar @ planar_motion([0, 0], math.pi),
     )
     away = replace(whole, cameras=(turned,))
-    (one,) = sightings(Oracle(), away, planar_motion([1.0, 0.0], 1.0), CPU)
+    (one,) = sightings(knowing(), away, planar_motion([1.0, 0.0], 1.0), CPU)
     assert not one.seen.any()
     assert not found(one, reach_shift=4.0)[2]
 
@@ -172,7 +172,7 @@ def test_a_camera_that_matches_nothing_is_placed_by_the_others() -> None:
 
 @pytest.mark.parametrize("solver", ["search", "robust"])
 def test_frames_together_are_better_than_alone(solver: Solver) -> None:
-    oracle, chosen = Oracle(Errors(noise=1.0, wrong=0.5)), SolverSettings(solver, reach_shift=4.0)
+    oracle, chosen = knowing(Errors(noise=1.0, wrong=0.5)), SolverSettings(solver, reach_shift=4.0)
     many = [
         sightings(oracle, frame(number), planar_motion([number - 3.0, 1.0], number), CPU)[0]
         for number in range(6)
@@ -222,4 +222,4 @@ def test_a_search_reads_the_intrinsics_of_every_frame() -> None:
 def test_a_frame_without_cameras_is_named() -> None:
     bare = replace(frame(), cameras=())
     with pytest.raises(DataError, match=r"memory/val/0006 has no camera"):
-        sightings(Oracle(), bare, torch.eye(4, dtype=torch.float64), CPU)
+        sightings(knowing(), bare, torch.eye(4, dtype=torch.float64), CPU)

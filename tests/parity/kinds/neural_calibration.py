@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lidarssl.backbones.base import Backbone
-from lidarssl.frame import Matches, PointBatch, PointFeatures
+from lidarssl.backbones.minkunet import MinkUNet
+from lidarssl.frame import Matches
 from lidarssl.images.unet import SmallUNet
 from lidarssl.methods.nclr import Nclr
 from lidarssl.methods.nclr_settings import PoseTerm
@@ -35,15 +35,11 @@ TERMS = {
 }
 
 
-class Nothing(Backbone):
-    """The features are given."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.out_channels = channels
-
-    def forward(self, points: PointBatch) -> PointFeatures:
-        raise NotImplementedError
+def as_wide(channels: int) -> MinkUNet:
+    """A backbone of that width, which is not asked: the features are given."""
+    return MinkUNet(
+        stem_channels=8, encoder_channels=(8, 8), decoder_channels=(8, channels), blocks=(1,) * 4
+    )
 
 
 class Recorded:
@@ -106,7 +102,7 @@ def check(case: Case) -> None:
 def _method(case: Case) -> Nclr:
     channels = case.arrays["voxel_feature"].shape[1]
     method = Nclr(
-        Nothing(channels), SmallUNet(8), channels, float(case.args["temperature"]),
+        as_wide(channels), SmallUNet(8), channels, float(case.args["temperature"]),
         pose=PoseTerm(keypoints=int(case.args["num_keypoints"]), signed=False), attention="shared",
         head="backbone",
     )  # fmt: skip
