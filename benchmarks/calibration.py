@@ -17,10 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from commands import lidarssl
 
 WAYS: dict[str, list[str]] = {
     "camera": [],
@@ -29,17 +29,11 @@ WAYS: dict[str, list[str]] = {
 }
 
 
-def lidarssl(*words: str | Path) -> None:
-    command = [str(Path(sys.executable).with_name("lidarssl")), *map(str, words), "--quiet"]
-    print("+ lidarssl", *command[1:], flush=True)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
 def pretrained(steps: int, seed: int, arguments: argparse.Namespace) -> Path:
     run: Path = arguments.out / f"nclr_{steps}_{seed}"
     if not (run / "student.safetensors").is_file():
         lidarssl(
-            "pretrain", arguments.recipe, "--run", run, "--training.steps", str(steps),
+            "pretrain", arguments.recipe, "--quiet", "--run", run, "--training.steps", str(steps),
             "--training.seed", str(seed), "--dataset.root", arguments.root,
             "--method.image_encoder.weights", arguments.teacher,
         )  # fmt: skip
@@ -51,7 +45,14 @@ def calibrated(run: Path, way: str, arguments: argparse.Namespace) -> dict[str, 
     output = run / f"calibration_{way}"
     if not (output / "calibration.json").is_file():
         lidarssl(
-            "calibrate", run, "--frames", str(arguments.frames), "--output", output, *WAYS[way]
+            "calibrate",
+            run,
+            "--quiet",
+            "--frames",
+            str(arguments.frames),
+            "--output",
+            output,
+            *WAYS[way],
         )
     found = json.loads((output / "calibration.json").read_text())
     return {

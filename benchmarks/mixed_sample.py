@@ -15,9 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
+
+from commands import lidarssl
 
 PROBES = {
     "nuScenes": ("probe_waffleiron_nuscenes_sample", "nuscenes"),
@@ -31,12 +31,6 @@ MEMBERS = {
     "pandar64": "pandaset",
     "pandar_gt": "pandaset",
 }
-
-
-def lidarssl(*words: str | Path) -> None:
-    command = [str(Path(sys.executable).with_name("lidarssl")), *map(str, words)]
-    print("+ lidarssl", *command[1:], flush=True)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def pretrain(seed: int, arguments: argparse.Namespace) -> Path:

@@ -13,19 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
+
+from commands import lidarssl
 
 ROWS = {
     "random init": None, "PPKT": "ppkt", "SLidR": "slidr", "OLIVINE": "olivine", "NCLR": "nclr",
 }  # fmt: skip
-
-
-def lidarssl(*words: str | Path) -> None:
-    command = [str(Path(sys.executable).with_name("lidarssl")), *map(str, words), "--quiet"]
-    print("+ lidarssl", *command[1:], flush=True)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def pretrained(method: str, seed: int, arguments: argparse.Namespace) -> Path:
@@ -36,7 +30,7 @@ def pretrained(method: str, seed: int, arguments: argparse.Namespace) -> Path:
     if method == "olivine":
         options = ["--method.weak_labels.folder", weak_labels(arguments)]
     lidarssl(
-        "pretrain", f"{method}_minkunet_kitti_sample", "--run", run,
+        "pretrain", f"{method}_minkunet_kitti_sample", "--quiet", "--run", run,
         "--dataset.root", arguments.root, "--training.seed", str(seed),
         "--method.image_encoder.weights", arguments.teacher, *options,
     )  # fmt: skip
@@ -49,6 +43,7 @@ def weak_labels(arguments: argparse.Namespace) -> Path:
     lidarssl(
         "prepare", "weak-labels", "semantic_kitti", "--root", arguments.root, "--output", folder,
         "--labeller", "SmallUNetLabeller", "--labeller.weights", arguments.teacher,
+        "--quiet",
     )  # fmt: skip
     return folder
 
@@ -59,7 +54,7 @@ def score(row: str, seed: int, arguments: argparse.Namespace) -> dict[str, float
     method = ROWS[row]
     words: list[str | Path] = [
         "probe", "probe_minkunet_kitti_sample", "--run", run, "--dataset.root", arguments.root,
-        "--seed", str(seed), "--no-baseline", "--overwrite",
+        "--seed", str(seed), "--no-baseline", "--overwrite", "--quiet",
     ]  # fmt: skip
     if method is not None:
         words += ["--checkpoint", pretrained(method, seed, arguments)]

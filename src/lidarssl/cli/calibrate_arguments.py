@@ -97,6 +97,8 @@ def calibrate(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.report.calibration_page import as_text
 
     _refuse_unused(arguments)
+    names = ("threshold", "overlap", "reach_angle", "reach_shift")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     options = CalibrationOptions(
         arguments.split,
         arguments.frames,
@@ -106,13 +108,7 @@ def calibrate(arguments: argparse.Namespace, rest: list[str]) -> None:
             arguments.max_angle,
             arguments.spread,
         ),
-        SolverSettings(
-            arguments.solver,
-            2.0 if arguments.threshold is None else arguments.threshold,
-            0.5 if arguments.overlap is None else arguments.overlap,
-            reach_angle=arguments.reach_angle,
-            reach_shift=arguments.reach_shift,
-        ),
+        SolverSettings(arguments.solver, **given),
         arguments.joint,
         arguments.rig,
         arguments.seed,

@@ -67,13 +67,9 @@ class SolverSettings:
 
     @property
     def reach(self) -> Reach:
-        """Of ``search``; every heading and the largest shift of the published displacement where
-        no reach is given."""
-        whole = Displacement()
-        filled = self.reaching(whole)
-        assert filled.reach_angle is not None
-        assert filled.reach_shift is not None
-        return Reach(filled.reach_angle, filled.reach_shift)
+        """Of ``search``."""
+        given = {"angle": self.reach_angle, "shift": self.reach_shift}
+        return Reach(**{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)

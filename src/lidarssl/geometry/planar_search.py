@@ -60,7 +60,7 @@ class Reach:
     """
 
     angle: float = 180.0
-    shift: float = 10.0
+    shift: float = 15.0
 
     def __post_init__(self) -> None:
         if self.angle > 180:

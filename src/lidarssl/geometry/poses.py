@@ -90,10 +90,10 @@ def planar_motion(translation: Tensor | Sequence[float], angle: float) -> Tensor
 
 
 def pose_from_rotation(rotation: Tensor, translation: Tensor | Sequence[float]) -> Tensor:
-    """(4, 4) float64 of a rotation (3, 3) followed by a translation (3,) m."""
-    pose = torch.eye(4, dtype=torch.float64)
-    pose[:3, :3] = rotation
-    pose[:3, 3] = torch.as_tensor(translation, dtype=torch.float64)
+    """(..., 4, 4) float64 of rotations (..., 3, 3) followed by translations (..., 3) m."""
+    pose = torch.eye(4, dtype=torch.float64).repeat(*rotation.shape[:-2], 1, 1)
+    pose[..., :3, :3] = rotation
+    pose[..., :3, 3] = torch.as_tensor(translation, dtype=torch.float64)
     return pose
 
 

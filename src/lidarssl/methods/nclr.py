@@ -20,7 +20,7 @@ from lidarssl.errors import ConfigError
 from lidarssl.frame import Batch, Field, Matches, PointFeatures, StepOutput
 from lidarssl.geometry.planar_search import fits
 from lidarssl.geometry.pnp import epnp
-from lidarssl.geometry.poses import geodesic_angle
+from lidarssl.geometry.poses import pose_from_rotation
 from lidarssl.images.base import ImageEncoder
 from lidarssl.losses.contrastive import info_nce
 from lidarssl.losses.pose import mean_cross_entropy, pose_sum
@@ -44,6 +44,7 @@ from lidarssl.methods.soft_matching import (
     rays,
     soft_cells,
 )
+from lidarssl.metrics.registration import registration_errors
 from lidarssl.transforms.base import Transform
 from lidarssl.transforms.grid_matches import grid_intrinsics
 
@@ -344,11 +345,11 @@ class Nclr(Method):
         total, count = all_reduce_sum(sums + zero_through(fused.points, fused.cells))
         errors = {"poses": valid.float().sum()}
         if bool(valid.any()):
-            rotation, translation = found.rotation[valid].detach(), found.translation[valid]
-            turned = geodesic_angle(rotation, truth[valid, :3, :3]).rad2deg()
-            back = rotation.mT @ (truth[valid, :3, 3] - translation.detach())[:, :, None]
-            errors["rotation_error"] = turned.median().float()
-            errors["translation_error"] = back[:, :, 0].norm(dim=1).median().float()
+            # On the CPU: not every device has float64.
+            estimate = pose_from_rotation(found.rotation.cpu(), found.translation.cpu()).detach()
+            wrong = registration_errors(estimate, truth.cpu())[valid.cpu()]
+            errors["rotation_error"] = wrong.rotation.median().float()
+            errors["translation_error"] = wrong.translation.median().float()
         return total / count.detach().clamp(min=1), errors
 
     def _fits(self, scene: Encoded, fused: Fused, rows: Tensor, image: int) -> Tensor:
