@@ -52,7 +52,7 @@ class Camera:
         name: sensor name, e.g. ``CAM_FRONT`` or ``image_2``.
         token: unique name of this image within the dataset: key of offline caches.
         image: (3, H, W) RGB, uint8 or float32 in [0, 1]; None when not asked for.
-        intrinsics: (3, 3) float64, in pixels of ``image``.
+        intrinsics: (3, 3) float64, in pixels of ``image``; NaN where nobody knows them.
         camera_from_lidar: (4, 4) float64, ego motion between the two exposures included.
         superpixels: (H, W) int64 segment ids from 0, or None.
         labels: (H, W) int64 class ids, 0 = ignored (weak or synthetic labels), or None.
@@ -326,16 +326,30 @@ class PointFeatures:
 
 
 @dataclass
+class Pairs:
+    """Embeddings of two views of the same moments, row by row, on which retrieval is judged.
+
+    Attributes:
+        image, lidar: (B, D) unit rows of this process, detached.
+    """
+
+    image: Tensor
+    lidar: Tensor
+
+
+@dataclass
 class StepOutput:
     """What a training step returns.
 
     Attributes:
         loss: scalar to minimise.
         terms: named scalars to log, detached.
+        pairs: of a method that embeds whole images and whole scans, or None.
     """
 
     loss: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
+    pairs: Pairs | None = None
 
 
 _T = TypeVar("_T")

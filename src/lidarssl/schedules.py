@@ -79,11 +79,11 @@ def inverse_sqrt(
 
 def warmup_restarts(
     step: float,
-    warmup: int,
+    warmup: float,
     lr: float,
     *,
     start_factor: float,
-    period: int,
+    period: float,
     period_factor: int = 1,
     min_lr: float = 0.0,
 ) -> float:
@@ -130,6 +130,14 @@ def one_cycle(
         return _ease(lr / div_factor, lr, progress), _ease(high, low, progress)
     progress = (step - boundary) / (total - boundary)
     return _ease(lr, lr / div_factor / 1e4, progress), _ease(low, high, progress)
+
+
+def poly(step: float, total: float, lr: float, min_lr: float = 0.0, power: float = 0.9) -> float:
+    """From ``lr`` at step 0 to ``min_lr`` at ``total``, falling as (1 - step / total)^power.
+
+    Segmenter steps it once per iteration, with power 0.9.
+    """
+    return min_lr + (lr - min_lr) * (1 - min(step / total, 1)) ** power
 
 
 def step_decay(step: float, lr: float, milestones: Sequence[float], factor: float = 0.1) -> float:

@@ -24,8 +24,10 @@ from lidarssl.backbones.waffleiron import WaffleIron
 from lidarssl.batching import collate
 from lidarssl.frame import Batch, Field, Frame
 from lidarssl.images.unet import SmallUNet
+from lidarssl.images.vit import ViT, ViTArchitecture
 from lidarssl.methods.also import Also, ScanSampling
 from lidarssl.methods.base import Method
+from lidarssl.methods.clcp import Clcp, PairView
 from lidarssl.methods.image_to_lidar import PairAugmentation
 from lidarssl.methods.nclr import Nclr
 from lidarssl.methods.nclr_settings import CalibrationView, PoseTerm, TokenSampling
@@ -108,6 +110,18 @@ def augmentation(size: tuple[int, int]) -> PairAugmentation:
     return PairAugmentation(image_size=size, min_pairs=8, scale=(0.9, 1.1))
 
 
+def vit() -> ViT:
+    """A vision transformer that trains."""
+    shape = ViTArchitecture("dino", image_size=48, patch_size=8, width=16, depth=2, heads=2)
+    return ViT(shape, frozen=False)
+
+
+def clcp(size: tuple[int, int] = (32, 48), **changes: Any) -> Clcp:
+    arguments: dict[str, Any] = {"embedding": 8, "view": PairView(side=32, image_size=size)}
+    arguments |= {"backbone": backbone(), "image_encoder": vit()}
+    return Clcp(**arguments | changes)
+
+
 def nclr(size: tuple[int, int] = (32, 48), **changes: Any) -> Nclr:
     arguments: dict[str, Any] = {
         "embedding": 8, "num_matches": 16, "view": CalibrationView(image_size=size),
@@ -127,6 +141,7 @@ SMALL: dict[str, Small] = {
         ),
         samples=False,
     ),
+    "Clcp": Small(lambda size: clcp(size), samples=False),
     "Nclr": Small(lambda size: nclr(size), samples=True),
     "Olivine": Small(
         lambda size: Olivine(
@@ -211,5 +226,5 @@ def frames(method: Method, count: int = 4, training: bool = True, points: int = 
 
 def batch_of(method: Method, some: list[Frame]) -> Batch:
     batch = collate(some)
-    batch.points = method.student.prepare(batch.points)
+    batch.points = method.lidar_encoder.prepare(batch.points)
     return batch

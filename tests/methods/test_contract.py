@@ -39,13 +39,15 @@ def encoders(method: Method) -> list[ImageEncoder]:
 
 
 def test_methods_are_found() -> None:
-    assert {"Also", "Nclr", "Olivine", "Ppkt", "Scalr", "Slidr"} <= {
+    assert {"Also", "Clcp", "Nclr", "Olivine", "Ppkt", "Scalr", "Slidr"} <= {
         cls.__name__ for cls in methods()
     }
 
 
-def test_student_is_a_backbone_of_the_method(method: Method) -> None:
-    assert isinstance(method.student, Backbone)
+def test_student_is_a_network_of_the_method(method: Method) -> None:
+    assert isinstance(method.student, Backbone | ImageEncoder)
+    assert isinstance(method.lidar_encoder, Backbone)
+    assert getattr(method, method.student_argument) is method.student
     own = {id(parameter) for parameter in method.parameters()}
     assert all(id(parameter) in own for parameter in method.student.parameters())
 
@@ -85,7 +87,7 @@ def test_gradients_reach_every_trainable_parameter(method: Method) -> None:
 
 def test_frozen_encoders_stay_as_they_are(method: Method) -> None:
     frozen = [encoder for encoder in encoders(method) if encoder.frozen]
-    assert frozen or not encoders(method)
+    assert frozen or encoders(method) in ([], [method.student])
     before = [{k: v.clone() for k, v in encoder.state_dict().items()} for encoder in frozen]
     trained = [p for p in method.parameters() if p.requires_grad]
     method.train()

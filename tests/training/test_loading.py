@@ -89,7 +89,7 @@ def tensors_of_slidr(workers: int) -> list[list[Tensor]]:
     assert drawn.flip_images
     ids, transforms = dataset.frames("train"), method.transforms(True)
     source = FrameSource(dataset, ids, method.needs, transforms, 5)
-    loader = training_loader(source, EpochBatches(6, 2, 5, 5), workers, method.student.prepare)
+    loader = training_loader(source, EpochBatches(6, 2, 5, 5), workers, method.lidar_encoder.prepare)
     batches = []
     for loaded in loader:
         batch = good_batch(loaded)

@@ -15,7 +15,12 @@ from lidarssl.errors import ConfigError
 from lidarssl.frame import Field, PointBatch, PointFeatures
 from lidarssl.tasks.semantic import SemanticSegmentation
 from lidarssl.training.fit import Training, fit
-from lidarssl.training.learner import Optimizer, Schedule, parameter_groups
+from lidarssl.training.learner import (
+    Optimizer,
+    Schedule,
+    build_optimizer,
+    parameter_groups,
+)
 from methods.small import backbone
 from toys import MemoryDataset, ToyModule
 
@@ -220,3 +225,74 @@ def test_a_length_beyond_the_run_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"(?s)longer than the run.*unit epoch") as caught:
         Schedule("inverse_sqrt", **{name: 2.0})
     assert caught.value.field == f"training.schedule.{name}"
+
+
+def test_restarts_are_those_of_torch() -> None:
+    """Epoch by epoch, in float64: the curve of a sequence of torch's own schedules."""
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=2.0)
+    rise = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.02, total_iters=3)
+    waves = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
+        optimizer, T_0=2, T_mult=3, eta_min=0.2
+    )
+    whole = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, waves], milestones=[3])
+    expected = []
+    for _ in range(30):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        whole.step()
+    schedule = Schedule(
+        "warmup_restarts", warmup=3, start=0.02, period=2, period_factor=3, final=0.1,
+        unit="epoch", epoch_steps=True,
+    )  # fmt: skip
+    factor = schedule.factor(steps=300, steps_per_epoch=10)
+    found = [2.0 * factor(10 * epoch + 7) for epoch in range(30)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    schedule.epoch_steps = False
+    smooth = schedule.factor(steps=300, steps_per_epoch=10)
+    assert [smooth(10 * epoch) for epoch in range(30)] == pytest.approx(
+        [factor(10 * epoch) for epoch in range(30)]
+    )
+    assert smooth(15) == pytest.approx((factor(10) + factor(20)) / 2), "the rise is a line"
+    assert smooth(35) != factor(35)
+
+
+def test_poly_falls_to_its_last_rate() -> None:
+    factor = Schedule("poly", final=0.01, power=0.9).factor(steps=80, steps_per_epoch=10)
+    expected = [0.01 + 0.99 * (1 - step / 80) ** 0.9 for step in range(81)]
+    assert [factor(step) for step in range(81)] == pytest.approx(expected)
+    assert factor(90) == pytest.approx(0.01)
+
+
+def test_a_period_cannot_outlast_the_run() -> None:
+    with pytest.raises(ConfigError, match="longer than the run") as caught:
+        Schedule("warmup_restarts", period=2.0)
+    assert caught.value.field == "training.schedule.period"
+
+
+def test_vectors_and_scalars_can_be_left_without_decay() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = nn.Linear(3, 4), nn.LayerNorm(4)
+            self.scale, self.token = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(1, 1, 4))
+            self.head = nn.Linear(4, 2)
+
+    module = Scaled()
+    names = {parameter: name for name, parameter in module.named_parameters()}
+
+    def decays(optimizer: Optimizer) -> dict[str, float]:
+        return {
+            names[parameter]: group["weight_decay"]
+            for group in parameter_groups(module, optimizer)
+            for parameter in group["params"]
+        }
+
+    some = decays(Optimizer("adamw", weight_decay=0.1, head_weight_decay=0.2, decay="matrices"))
+    assert some == dict.fromkeys(names.values(), 0.0) | {"linear.weight": 0.1, "head.weight": 0.2}
+    assert set(decays(Optimizer("adamw", weight_decay=0.1)).values()) == {0.1}
+
+
+def test_betas_reach_the_optimiser() -> None:
+    made = build_optimizer(nn.Linear(2, 2), Optimizer("adamw", betas=(0.8, 0.95)))
+    assert [group["betas"] for group in made.param_groups] == [(0.8, 0.95)]

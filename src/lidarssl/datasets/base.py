@@ -50,6 +50,7 @@ class Dataset(ABC):
         forward: direction of travel in the lidar frame, unit (x, y): pictures put it upwards.
         intensity_statistics: mean and standard deviation of the intensities of its scans, or None
             when nobody has measured them.
+        lidar: False where frames are images alone, without points.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Dataset(ABC):
     box_classes: tuple[str, ...] = ()
     forward: tuple[float, float] = (1.0, 0.0)
     intensity_statistics: tuple[float, float] | None = None
+    lidar: bool = True
 
     @property
     @abstractmethod
@@ -114,6 +116,14 @@ class Dataset(ABC):
     def sequences(self, split: str) -> list[str]:
         """Sequences of a split, in order of first appearance."""
         return list(dict.fromkeys(frame.sequence for frame in self.frames(split)))
+
+    def conditions(self, split: str) -> dict[str, list[FrameId]]:
+        """Frames by weather and light, in the order in which results are told.
+
+        Where other splits show the scenes of this one under other conditions, those too. Empty
+        where a dataset does not tell.
+        """
+        return {}
 
     def of(self, frame: FrameId) -> Dataset:
         """The dataset whose classes, colours and direction of travel are those of a frame."""

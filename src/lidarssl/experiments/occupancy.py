@@ -29,7 +29,7 @@ def also_occupancy(method: Also, frame: Frame) -> OccupancyAt:
     thinning = replace(method.sampling, drop_unlabeled=False).transforms(training=False)
     bare = replace(frame, cameras=(), matches=None)
     thinned = Compose(thinning)(bare, np.random.default_rng(0))
-    points = method.student.prepare(collate([thinned]).points).to(device)
+    points = method.lidar_encoder.prepare(collate([thinned]).points).to(device)
 
     def occupancy(places: Tensor) -> Tensor:
         row = torch.zeros(len(places), dtype=torch.int64, device=device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from lidarssl.errors import ConfigError, DataError
 from lidarssl.experiments.method_pictures import add_method_pictures
 from lidarssl.experiments.pictures import PictureBook, picture_frame, point_features
 from lidarssl.experiments.record import (
+    LIDAR_ENCODER_FILE,
     STUDENT_FILE,
     TASK_FILE,
     Recorder,
@@ -36,7 +37,6 @@ from lidarssl.training.learner import step_generator
 from lidarssl.training.loading import (
     EpochBatches,
     FrameSource,
-    Prepare,
     check_needs,
     check_prepared,
     good_batch,
@@ -97,7 +97,7 @@ def train_student(
     append_metrics: bool = False,
     notes: list[str] | None = None,
 ) -> Path:
-    """Train the method and save its student with a card.
+    """Train the method and save its student with a card; beside it a lidar encoder that taught it.
 
     Args:
         recipe: what to run.
@@ -119,15 +119,15 @@ def train_student(
     result = fit(
         method, dataset, frames, method.needs,
         method.transforms(training=True), training, run, stage or f"pretrain/{name}",
-        prepare=_prepare(method), resume=resume, progress=progress, append_metrics=append_metrics,
-        val_ids=held_out, val_transforms=method.transforms(training=False),
+        prepare=method.lidar_encoder.prepare, resume=resume, progress=progress,
+        append_metrics=append_metrics, val_ids=held_out, val_transforms=method.transforms(training=False),
     )  # fmt: skip
     if result.interrupted:
         raise KeyboardInterrupt
     if notes is not None:
         notes.extend(skipped_note(result.skipped))
     card = checkpoints.Card(
-        architecture(method.student, resolved, "method", "backbone"),
+        architecture(method.student, resolved, "method", method.student_argument),
         recipe=name,
         data=tuple(
             f"{seen}/{recipe.train_split}"
@@ -137,6 +137,10 @@ def train_student(
     )
     if rank() == 0:
         checkpoints.save(run / STUDENT_FILE, method.student, card)
+        if method.lidar_encoder is not method.student:
+            built = architecture(method.lidar_encoder, resolved, "method", "backbone")
+            beside = replace(card, architecture=built)
+            checkpoints.save(run / LIDAR_ENCODER_FILE, method.lidar_encoder, beside)
     return run / STUDENT_FILE
 
 
@@ -156,7 +160,7 @@ def add_pretraining_pictures(
         part.add_input(frame)
         add_method_pictures(method.cpu(), frame, part)
         if features:
-            rows = point_features(method.student, frame, torch.device("cpu"))
+            rows = point_features(method.lidar_encoder, frame, torch.device("cpu"))
             part.add_features(frame, rows, "pretrained", "Kinds of objects should share a colour.")
 
 
@@ -218,7 +222,7 @@ def dry_run(loaded: LoadedRecipe, repeats: int = 3) -> DryRun:
     lines: tuple[str, ...] = ()
     start = time.monotonic()
     for step, found in enumerate(
-        training_loader(source, batches, training.workers, _prepare(method))
+        training_loader(source, batches, training.workers, method.lidar_encoder.prepare)
     ):
         batch = good_batch(found).to(device)
         output = method.training_step(batch, step_generator(training.seed, step))
@@ -241,10 +245,6 @@ def _held_out(recipe: PretrainRecipe) -> list[FrameId]:
         check_needs(recipe.method.needs, recipe.dataset, recipe.val_split, name)
         check_prepared(recipe.method.prepared, recipe.dataset, ids)
     return ids
-
-
-def _prepare(method: Method) -> Prepare:
-    return method.student.prepare
 
 
 def _shapes(batch: Batch, method: Method) -> tuple[str, ...]:

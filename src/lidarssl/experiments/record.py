@@ -28,6 +28,7 @@ from lidarssl.report.schema import RunRecord, Stage
 RECIPE_FILE = "recipe.yaml"
 LOCK_FILE = ".lock"
 STUDENT_FILE = "student.safetensors"
+LIDAR_ENCODER_FILE = "lidar_encoder.safetensors"
 TASK_FILE = "task.safetensors"
 
 # Constructor arguments that change neither the weights nor what they mean.

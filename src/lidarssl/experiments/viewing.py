@@ -86,7 +86,7 @@ def _what_it_is(run: Path) -> str:
 
 def scene_of(method: Method, frame: Frame) -> Scene:
     """Features of the student, and of an ALSO what it says of the space around."""
-    features = point_features(method.student, frame, torch.device("cpu"))
+    features = point_features(method.lidar_encoder, frame, torch.device("cpu"))
     scene = Scene(frame, {"features": feature_colors(features)})
     if isinstance(method, Also):
         around = occupancy_scene(frame, also_occupancy(method, frame))

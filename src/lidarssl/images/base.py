@@ -31,3 +31,14 @@ class ImageEncoder(nn.Module):
         Returns:
             (I, out_channels, H / stride, W / stride), sizes rounded up.
         """
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """One vector of each image: by default the mean over the cells of its map.
+
+        Args:
+            images: (I, 3, H, W) RGB in [0, 1], not normalised.
+
+        Returns:
+            (I, out_channels).
+        """
+        return self(images).mean(dim=(2, 3))

@@ -1,8 +1,9 @@
-"""Vision transformers trained with DINO, DINOv2 and DINOv3, as feature maps."""
+"""Vision transformers of timm, DINO, DINOv2 and DINOv3, as feature maps and as one vector."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,31 +13,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lidarssl.errors import ConfigError, require, unknown_name
-from lidarssl.images.frozen import FreezableEncoder
-from lidarssl.images.vit_architectures import ARCHITECTURES, ViTArchitecture
-from lidarssl.images.vit_keys import ANCHOR, HEADS, to_transformers
-from lidarssl.images.weights import OriginalLayout, build_encoder
+from lidarssl.images.frozen import HALF, IMAGENET_MEAN, IMAGENET_STD, FreezableEncoder
+from lidarssl.images.vit_architectures import ARCHITECTURES, TIMM_ARCHITECTURES, ViTArchitecture
+from lidarssl.images.vit_files import find_vit
+from lidarssl.images.vit_keys import to_transformers
+from lidarssl.images.weights import OriginalLayout, build_encoder, check_shapes, load_transformers
 
-Positions = Literal["offset", "antialiased"]
+Positions = Literal["offset", "antialiased", "plain"]
+Normalization = Literal["imagenet", "half"]
 
 
 class ViT(FreezableEncoder):
     """Patch tokens of a vision transformer as a feature map of stride ``patch_size``.
 
-    Images whose sides are no multiple of the patch are extended to the right and below by
-    their mean colour, so the map covers all of the image.
+    Its vector of an image is the class token, where the map ends: after the final norm, or
+    without it after the last block. Images whose sides are no multiple of the patch are extended
+    to the right and below by their mean colour, so the map covers all of the image.
 
     Args:
         architecture: a name of ``ARCHITECTURES``, or a shape of your own.
-        weights: a file in the layout of the original authors or of transformers; a folder
-            written by ``save_pretrained``; a hub id; None for random weights.
+        weights: a file in the layout of timm, of the original authors or of transformers, also
+            inside the checkpoint of a trainer (DINO, CLCP, LIP-Loc, mmsegmentation, lidarssl); a
+            folder written by ``save_pretrained``; a hub id; None for random weights.
         final_norm: tokens after the final layer norm (SLidR); False for the output of the last
             block (ScaLR).
         frozen: no parameter trains.
         positions: how position embeddings are brought to another size, see
             ``resample_positions``: ``offset`` (0.1 cells, not antialiased: DINO, DINOv2, ScaLR),
-            ``antialiased`` (without offset: DINOv2 with registers, timm, ScaLR+); None for what
-            the authors of the architecture do.
+            ``antialiased`` (without offset: DINOv2 with registers, timm, ScaLR+), ``plain``
+            (neither: transformers' ViT); None for what the authors of the architecture do.
+        normalization: RGB statistics: ``imagenet``, or ``half`` (mean and deviation 0.5), which
+            the weights of timm's architectures were trained with; None for what the authors of
+            the architecture do. Later training with the other is a choice to repeat downstream
+            (CLCP and its segmentation take ``imagenet`` for weights trained with ``half``).
+        checkpointing: recompute each block in the backward pass instead of keeping it in memory.
 
     Raises:
         ConfigError: the architecture does not exist or has no position embeddings to resample,
@@ -51,11 +61,21 @@ class ViT(FreezableEncoder):
         final_norm: bool = True,
         frozen: bool = True,
         positions: Positions | None = None,
+        normalization: Normalization | None = None,
+        checkpointing: bool = False,
     ) -> None:
         shape = _named(architecture) if isinstance(architecture, str) else architecture
-        super().__init__(out_channels=shape.width, stride=shape.patch_size)
-        self.architecture = shape
+        from_timm = isinstance(architecture, str) and architecture in TIMM_ARCHITECTURES
+        normalization = normalization or ("half" if from_timm else "imagenet")
+        super().__init__(shape.width, shape.patch_size, *_STATISTICS[normalization])
+        self.architecture, self.final_norm, self.normalization = shape, final_norm, normalization
+        if positions is None and shape.family != "dinov3":
+            positions = "antialiased" if from_timm or shape.registers else "offset"
+        self.positions = positions
         self.model = _build(shape, weights, positions)
+        if checkpointing:
+            # The other way would find no input that needs a gradient: images need none.
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if not final_norm:
             setattr(self.model, _FINAL_NORM[shape.family], nn.Identity())
         if frozen:
@@ -66,6 +86,23 @@ class ViT(FreezableEncoder):
         rows, columns = (-(-side // patch) for side in images.shape[-2:])
         tokens = self.tokens(images)[:, 1 + self.architecture.registers :]
         return tokens.transpose(1, 2).reshape(len(images), self.out_channels, rows, columns)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        with self.recording():
+            return self.tokens(self.normalised(images))[:, 0]
+
+    def load_original(self, state: Mapping[str, Tensor], source: str | Path) -> None:
+        """Take over the weights of a checkpoint.
+
+        Args:
+            state: exactly the tensors of ``ViTArchitecture.shapes``.
+            source: where they are from, for messages.
+
+        Raises:
+            DataError: a tensor is missing, unknown or of another shape.
+        """
+        filled = filled_model(self.architecture, state, source).state_dict()
+        self.model.load_state_dict({key: filled[key] for key in self.model.state_dict()})
 
     def tokens(self, images: Tensor) -> Tensor:
         """All tokens of normalised images: class token, registers, patches row by row.
@@ -90,7 +127,8 @@ def resample_positions(
     """Position embeddings of another grid, exactly as the original implementations.
 
     DINO and DINOv2 add 0.1 cells to the wanted size before dividing by the trained one, which
-    shifts every sampling position a little; DINOv2 with registers adds nothing and antialiases.
+    shifts every sampling position a little; timm and DINOv2 with registers add nothing and
+    antialias, which also takes another kernel (a = -0.5 instead of -0.75).
 
     Args:
         positions: (1, 1 + s * s, C), the first row is of the class token and stays.
@@ -121,6 +159,7 @@ def _named(name: str) -> ViTArchitecture:
 
 
 _FINAL_NORM = {"dino": "layernorm", "dinov2": "layernorm", "dinov3": "norm"}
+_STATISTICS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": (HALF, HALF)}
 
 
 def _build(shape: ViTArchitecture, weights: str | Path | None, positions: Positions | None) -> Any:
@@ -132,15 +171,16 @@ def _build(shape: ViTArchitecture, weights: str | Path | None, positions: Positi
         )
     model_class, config, arguments = _transformers_model(shape)
     layout = OriginalLayout(
-        ANCHOR, HEADS, shape.shapes, partial(to_transformers, family=shape.family)
+        lambda state: found.state if (found := find_vit(state)) else None,
+        shape.shapes,
+        partial(to_transformers, family=shape.family),
     )
     model = build_encoder(model_class, config, weights, layout, **arguments)
     # Nothing is masked here, and a parameter that never gets a gradient stops DDP.
     model.embeddings.mask_token = None
-    if shape.family != "dinov3":
-        published: Positions = "antialiased" if shape.registers else "offset"
+    if positions is not None:
         model.embeddings.interpolate_pos_encoding = partial(
-            _resample_for_model, model.embeddings, shape.patch_size, positions or published
+            _resample_for_model, model.embeddings, shape.patch_size, positions
         )
     return model
 
@@ -148,11 +188,29 @@ def _build(shape: ViTArchitecture, weights: str | Path | None, positions: Positi
 def _resample_for_model(
     embeddings: Any, patch: int, how: Positions, _tokens: Tensor, height: int, width: int
 ) -> Tensor:
-    antialias = how == "antialiased"
     return resample_positions(
         embeddings.position_embeddings, height // patch, width // patch,
-        offset=0.0 if antialias else 0.1, antialias=antialias,
+        offset=0.1 if how == "offset" else 0.0, antialias=how == "antialiased",
     )  # fmt: skip
+
+
+def filled_model(
+    shape: ViTArchitecture, state: Mapping[str, Tensor], source: str | Path
+) -> Any:
+    """The model of transformers, as it is there, with the weights of a checkpoint.
+
+    Args:
+        shape: its architecture.
+        state: exactly the tensors of ``shape.shapes()``.
+        source: where they are from, for messages.
+
+    Raises:
+        DataError: a tensor is missing, unknown or of another shape.
+    """
+    check_shapes(state, shape.shapes(), source)
+    model_class, config, arguments = _transformers_model(shape)
+    renamed = to_transformers(state, shape.family)
+    return load_transformers(model_class, config, source, renamed, arguments)
 
 
 def _transformers_model(shape: ViTArchitecture) -> tuple[Any, Any, dict[str, Any]]:

@@ -38,17 +38,25 @@ class Method(nn.Module):
     Attributes:
         needs: what every frame must carry.
         title: how the literature writes its name.
+        student_argument: the constructor's argument that is the student.
         progress: fraction of the run that is done, in [0, 1); set before each step by who trains.
     """
 
     needs: Field
     title: str
+    student_argument: str = "backbone"
     progress: float = 0.0
 
     @property
     @abstractmethod
-    def student(self) -> Backbone:
+    def student(self) -> Backbone | ImageEncoder:
         """The module that is the product."""
+
+    @property
+    def lidar_encoder(self) -> Backbone:
+        """The network that reads the points: the student, or what teaches it."""
+        assert isinstance(self.student, Backbone)
+        return self.student
 
     @abstractmethod
     def transforms(self, training: bool) -> Sequence[Transform]:

@@ -12,6 +12,7 @@ from lidarssl.backbones.voxelnet import VoxelNet
 from lidarssl.backbones.waffleiron import WaffleIron
 from lidarssl.errors import ConfigError
 from lidarssl.methods.also import Also, ScanSampling
+from lidarssl.methods.clcp import Clcp, PairView
 from lidarssl.methods.image_to_lidar import ImageToLidar, PairAugmentation
 from lidarssl.methods.nclr import Nclr
 from lidarssl.methods.nclr_settings import CalibrationView, PoseTerm, TokenSampling
@@ -25,6 +26,7 @@ from lidarssl.tasks.probe import LinearProbe
 from lidarssl.training.fit import Training
 from lidarssl.training.learner import Optimizer, Schedule
 from lidarssl.transforms.displacement import Displacement
+from lidarssl.transforms.image_jitter import ImageJitter
 from lidarssl.transforms.mixing import ScanMixing
 from lidarssl.transforms.occupancy import SupportSearch
 
@@ -73,6 +75,10 @@ LIMITS: dict[type, dict[str, Rule]] = {
         "lr": POSITIVE,
         "head_lr": POSITIVE,
         "weight_decay": SHARE,
+        "betas": (
+            lambda value: all(0 <= beta < 1 for beta in value),
+            "two numbers from 0 to below 1",
+        ),
         "momentum": SHARE,
         "dampening": SHARE,
         "layer_decay": (lambda value: 0 < value <= 1, "a number above 0, up to 1"),
@@ -83,6 +89,10 @@ LIMITS: dict[type, dict[str, Rule]] = {
         "cooldown": at_least(0),
         "timescale": POSITIVE,
         "final": SHARE,
+        "start": SHARE,
+        "period": POSITIVE,
+        "period_factor": at_least(1),
+        "power": POSITIVE,
     },
     LinearProbe: {
         "steps": at_least(1),
@@ -101,6 +111,19 @@ LIMITS: dict[type, dict[str, Rule]] = {
         "classes": at_least(1),
     },
     TermWeights: {"points": WEIGHT, "semantic": WEIGHT, "distribution": WEIGHT},
+    Clcp: {"embedding": at_least(1), "temperature": POSITIVE},
+    PairView: {
+        "side": at_least(1),
+        "image_size": PIXELS,
+        "min_points": at_least(1),
+        "min_depth": WEIGHT,
+    },
+    ImageJitter: {
+        "probability": SHARE,
+        "strength": SHARE,
+        "hue": (lambda value: 0 <= value <= 0.5, "a number from 0 to 0.5"),
+        "degrade": SHARE,
+    },
     Nclr: {"embedding": at_least(1), "temperature": POSITIVE, "num_matches": at_least(1)},
     CalibrationView: {
         "image_size": PIXELS,

@@ -36,6 +36,9 @@ class Optimizer:
         name: ``sgd`` or ``adamw``.
         lr: learning rate.
         weight_decay: decoupled for adamw.
+        betas: of adamw.
+        decay: the weights that decay: ``all``, or ``matrices``, which leaves out biases, norms
+            and learned scalars, as transformers are trained.
         momentum: of sgd; the papers of the SLidR family use 0.9.
         dampening: of sgd; the papers of the SLidR family use 0.1.
         head_lr: rate of parameters whose name contains ``head``; None = ``lr``.
@@ -48,6 +51,8 @@ class Optimizer:
     name: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.5
     weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    decay: Literal["all", "matrices"] = "all"
     momentum: float = 0.9
     dampening: float = 0.1
     head_lr: float | None = None
@@ -56,18 +61,31 @@ class Optimizer:
     gradient_clip: float | None = None
 
 
+ScheduleName = Literal[
+    "constant", "cosine_epoch", "warmup_cosine", "warmup_restarts", "inverse_sqrt", "poly"
+]
+
+
 @dataclass
 class Schedule:
     """How the learning rate moves.
 
     Args:
         name: ``constant``; ``cosine_epoch`` (stepped once per epoch, as SLidR);
-            ``warmup_cosine`` and ``inverse_sqrt`` (every step).
-        warmup: length of the linear warm-up of the last two.
-        final: last rate of ``warmup_cosine`` as a fraction of the first.
+            ``warmup_cosine``, ``warmup_restarts``, ``inverse_sqrt`` and ``poly`` (every step).
+        warmup: length of the linear warm-up of the second to fourth.
+        final: last rate of ``warmup_cosine`` and ``poly`` as a fraction of the first; of
+            ``warmup_restarts`` the rate at the end of every cosine.
+        start: of ``warmup_restarts``: the first rate as a fraction of the full one.
+        period: of ``warmup_restarts``: length of the first cosine.
+        period_factor: of ``warmup_restarts``: how many times longer each cosine is than the one
+            before.
+        epoch_steps: of ``warmup_restarts``: the rate stays the same through each epoch, as in
+            the published code of CLCP.
+        power: of ``poly``.
         timescale: of ``inverse_sqrt``: the rate is 1 / sqrt(1 + time / timescale).
         cooldown: length of the linear fall to 0 at the end of ``inverse_sqrt``.
-        unit: of the three lengths: the whole ``run``, an ``epoch`` or a ``step``.
+        unit: of the lengths: the whole ``run``, an ``epoch`` or a ``step``.
         first_rate_zero: a warm-up starts from 0 in the first step, which then trains nothing, as
             the published code of WaffleIron and ScaLR.
         published_jump: of ``inverse_sqrt``: the jump that the published code of ScaLR+ makes
@@ -79,9 +97,14 @@ class Schedule:
         ConfigError: a length beyond the run.
     """
 
-    name: Literal["constant", "cosine_epoch", "warmup_cosine", "inverse_sqrt"] = "cosine_epoch"
+    name: ScheduleName = "cosine_epoch"
     warmup: float = 0.0
     final: float = 0.0
+    start: float = 0.01
+    period: float = 1.0
+    period_factor: int = 1
+    epoch_steps: bool = False
+    power: float = 0.9
     timescale: float = 0.01
     cooldown: float = 0.0
     unit: Literal["run", "epoch", "step"] = "run"
@@ -90,7 +113,7 @@ class Schedule:
     published_peak: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("warmup", "cooldown"):
+        for name in ("warmup", "cooldown", "period"):
             if self.unit == "run" and getattr(self, name) > 1:
                 raise ConfigError(
                     f"{getattr(self, name)} runs are longer than the run",
@@ -107,7 +130,17 @@ class Schedule:
             return lambda step: schedules.cosine(
                 min(step // steps_per_epoch, epochs), lr=1.0, total=epochs
             )
+        if self.name == "poly":
+            return lambda step: schedules.poly(
+                step, total=steps, lr=1.0, min_lr=self.final, power=self.power
+            )
         unit = {"run": steps, "epoch": steps_per_epoch, "step": 1}[self.unit]
+        if self.name == "warmup_restarts":
+            held = steps_per_epoch if self.epoch_steps else 1
+            return lambda step: schedules.warmup_restarts(
+                step // held * held, self.warmup * unit, lr=1.0, start_factor=self.start,
+                period=self.period * unit, period_factor=self.period_factor, min_lr=self.final,
+            )  # fmt: skip
         warmup = (math.floor if self.published_peak else round)(self.warmup * unit)
         # The first step of a warm-up trains too: a rate of exactly 0 would waste it.
         first = 1 if warmup and not self.first_rate_zero else 0
@@ -156,7 +189,19 @@ def parameter_groups(module: nn.Module, optimizer: Optimizer) -> list[dict[str, 
         for height in sorted(rest)
     ]
     groups.append({"params": head, "lr": head_lr, "weight_decay": head_decay})
+    if optimizer.decay == "matrices":
+        groups = [part for group in groups for part in _matrices_apart(group)]
     return [group for group in groups if group["params"]]
+
+
+def _matrices_apart(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """The matrices of a group, and the rest of it without decay."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in group["params"]:
+        long_axes = sum(side > 1 for side in parameter.shape)
+        (matrices if long_axes >= 2 else others).append(parameter)
+    return [{**group, "params": matrices}, {**group, "params": others, "weight_decay": 0.0}]
 
 
 def layers_above(module: nn.Module) -> dict[nn.Parameter, int]:
@@ -184,7 +229,7 @@ def layers_above(module: nn.Module) -> dict[nn.Parameter, int]:
 def build_optimizer(module: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
     groups = parameter_groups(module, optimizer)
     if optimizer.name == "adamw":
-        return torch.optim.AdamW(groups)
+        return torch.optim.AdamW(groups, betas=optimizer.betas)
     return torch.optim.SGD(groups, momentum=optimizer.momentum, dampening=optimizer.dampening)
 
 

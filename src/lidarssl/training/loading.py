@@ -332,14 +332,25 @@ class _Collate:
         return LoadedBatch(batch, skipped)
 
 
-def check_needs(needs: Field, dataset: Dataset, split: str, who: str) -> None:
+def check_needs(
+    needs: Field, dataset: Dataset, split: str, who: str, points: bool = True
+) -> None:
     """Stop before the first step when frames lack what a method or task needs.
+
+    Args:
+        points: whether it reads scans.
 
     Raises:
         ConfigError: names the field, the dataset and how to make it.
     """
     from lidarssl.datasets.base import describe_missing
 
+    if points and not dataset.lidar:
+        raise ConfigError(
+            f"{who} needs points, and dataset '{dataset.name}' has images alone",
+            field="dataset",
+            remedy="choose a dataset with lidar",
+        )
     missing = describe_missing(needs, dataset.provides(split))
     if missing:
         raise ConfigError(

@@ -38,9 +38,17 @@ class OneCamera:
 
 
 class KeepMatched:
-    """Keep the points that have a pixel."""
+    """Keep the points that have a pixel.
+
+    Args:
+        forget: drop the matches after that, for who needs the points alone.
+    """
+
+    def __init__(self, forget: bool = False) -> None:
+        self.forget = forget
 
     def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
         seen = torch.zeros(len(frame), dtype=torch.bool)
         seen[matches_of(frame).point] = True
-        return frame.select(seen)
+        kept = frame.select(seen)
+        return replace(kept, matches=None) if self.forget else kept
