@@ -225,7 +225,7 @@ def view(**changes: object) -> list[Frame]:
 def test_a_view_is_one_camera_and_the_points_in_its_square() -> None:
     dataset = MemoryDataset(6, 300, cameras=2)
     names = set()
-    for frame in view():
+    for frame in view(facing="lidar"):
         (camera,) = frame.cameras
         names.add(camera.name)
         assert camera.image is not None
@@ -291,3 +291,16 @@ def test_forgetting_matches_keeps_the_same_points() -> None:
     assert forgotten.matches is None
     assert torch.equal(kept.points, forgotten.points)
     assert collate([forgotten]).matches is None
+
+
+def test_a_scan_that_faces_its_camera_has_it_along_x() -> None:
+    for frame, plain in zip(view(), view(facing="lidar"), strict=True):
+        camera, other = frame.cameras[0], plain.cameras[0]
+        ahead = camera.camera_from_lidar[2, :3]
+        torch.testing.assert_close(ahead, torch.tensor([1.0, 0, 0], dtype=torch.float64))
+        assert torch.equal(frame.points[:, 2], plain.points[:, 2])
+        seen, as_before = (
+            one.points.double() @ view.camera_from_lidar[:3, :3].T
+            for one, view in ((frame, camera), (plain, other))
+        )
+        torch.testing.assert_close(seen, as_before, atol=1e-5, rtol=0)

@@ -31,7 +31,7 @@ from lidarssl.methods.base import Method, check_image_size
 from lidarssl.methods.pooling import AttentionPool, mean_of_frames
 from lidarssl.transforms.base import Transform
 from lidarssl.transforms.image_jitter import ImageJitter
-from lidarssl.transforms.one_camera import KeepMatched, OneCamera
+from lidarssl.transforms.one_camera import FaceCamera, KeepMatched, OneCamera
 from lidarssl.transforms.paired import MatchPixels
 from lidarssl.transforms.square_crop import Place, SquareCrop
 
@@ -48,6 +48,8 @@ class PairView:
         side: pixels of the square; images with a shorter side give the largest one.
         image_size: (height, width) that the square is brought to.
         held_out: where the square of held-out frames lies; ``random`` as the published code.
+        facing: ``camera`` turns the scan about its z axis so that the camera looks along +x;
+            ``lidar`` leaves it. The same where the lidar frame is that of the camera (A2D2).
         min_points: that a square must hold.
         min_depth: m, nearest point that counts.
         antialias: smooth before reducing; false as the published code.
@@ -57,6 +59,7 @@ class PairView:
     side: int = 896
     image_size: tuple[int, int] = (224, 224)
     held_out: Place = "center"
+    facing: Literal["camera", "lidar"] = "camera"
     min_points: int = 1
     min_depth: float = 0.1
     antialias: bool = True
@@ -67,6 +70,7 @@ class PairView:
         steps: list[Transform] = [
             MatchPixels(self.min_depth),
             OneCamera(),
+            *([FaceCamera()] if self.facing == "camera" else []),
             SquareCrop(self.side, self.image_size, place, self.min_points, self.antialias),
             KeepMatched(forget=True),
         ]

@@ -10,6 +10,7 @@ import torch
 from lidarssl.errors import DataError
 from lidarssl.frame import Frame
 from lidarssl.transforms.paired import matches_of
+from lidarssl.transforms.points import change_lidar_frame
 
 
 class OneCamera:
@@ -35,6 +36,23 @@ class OneCamera:
             cameras=(frame.cameras[chosen],),
             matches=replace(mine, image=torch.zeros_like(mine.image)),
         )
+
+
+class FaceCamera:
+    """Turn the scan about its z axis so that its only camera looks along +x, or up or down.
+
+    What a network reads of x and y is then ahead and to the left of the camera, whichever of a
+    rig it is.
+    """
+
+    def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
+        (camera,) = frame.cameras
+        ahead = camera.camera_from_lidar[2, :3].double()
+        yaw = torch.atan2(ahead[1], ahead[0])
+        motion = torch.eye(4, dtype=torch.float64)
+        motion[0, 0] = motion[1, 1] = yaw.cos()
+        motion[0, 1], motion[1, 0] = yaw.sin(), -yaw.sin()
+        return change_lidar_frame(frame, motion)
 
 
 class KeepMatched:
