@@ -27,6 +27,7 @@ from dataset_files import (
     scene_points,
     tag_bytes,
 )
+from image_fuzz_targets import image_rows
 from lidarssl.datasets import nuscenes_tables as tables
 from lidarssl.datasets.files import iterate_json_rows, parse_json
 from lidarssl.datasets.folder_files import parse_calibration as parse_folder_calibration
@@ -74,6 +75,7 @@ from lidarssl.datasets.point_files import (
 )
 from lidarssl.datasets.rellis3d import parse_list as parse_rellis_list
 from lidarssl.datasets.semantic_poss import parse_tag
+from lidarssl.datasets.synthetic import parse_weather
 from lidarssl.datasets.table_pickles import Table, parse_pickled_table, parse_table
 from lidarssl.errors import DataError
 from lidarssl.frame import Boxes
@@ -280,6 +282,7 @@ def targets() -> list[Target]:
         *rows,
         *_kitti_targets(),
         *_pandaset_targets(),
+        *(Target(*row) for row in image_rows(PATH)),
         Target("once.json", (_json(once_content(["1616343527200", "5"], ["5"])),), _once),
         Target(
             "calibration.json",
@@ -295,6 +298,11 @@ def targets() -> list[Target]:
             "splits.json",
             (_json(splits),),
             lambda d: _discard(parse_splits(parse_json(d, PATH), PATH)),
+        ),
+        Target(
+            "weather.json",
+            (_json({"val_fog": {"like": "val", "weather": "fog"}}),),
+            lambda d: _discard(parse_weather(parse_json(d, PATH), PATH)),
         ),
         Target("image", images, _image),
         Target(

@@ -16,6 +16,7 @@ from dataset_files import (
     write_semantic_poss,
     write_semantic_stf,
 )
+from image_dataset_files import write_a2d2, write_acdc, write_cityscapes
 from pandaset_files import write_pandaset
 from scribble_rellis_files import RELLIS_LABELS, RELLIS_SCANS, write_rellis, write_scribble_kitti
 
@@ -33,6 +34,9 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "pandaset": write_pandaset,
     "scribble_kitti": write_scribble_kitti,
     "rellis3d": write_rellis,
+    "a2d2": write_a2d2,
+    "cityscapes": write_cityscapes,
+    "acdc": write_acdc,
 }
 # What damage leaves unusable; an empty label_2 or poses.txt of KITTI-360 is a good file.
 FILES = {
@@ -50,6 +54,14 @@ FILES = {
     "annotations/semseg/00.pkl.gz annotations/cuboids/00.pkl.gz",
     "scribble_kitti": "velodyne/000000.bin scribbles/000000.label calib.txt",
     "rellis3d": f"00000/{RELLIS_SCANS}/000000.bin 00000/{RELLIS_LABELS}/000000.label pt_train.lst",
+    "a2d2": "cams_lidars.json "
+    "20180810_142822/lidar/cam_front_center/20180810142822_lidar_frontcenter_000000000.npz "
+    "20180810_142822/camera/cam_front_center/20180810142822_camera_frontcenter_000000000.png",
+    "cityscapes": "leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png "
+    "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png "
+    "camera/train/ulm/ulm_000000_000019_camera.json",
+    "acdc": "rgb_anon/night/train/GOPR0009/GOPR0009_frame_000000_rgb_anon.png "
+    "gt/night/train/GOPR0009/GOPR0009_frame_000000_gt_labelTrainIds.png",
 }
 FOLDERS = {
     "semantic_kitti": SEQUENCE,
@@ -113,4 +125,6 @@ def test_stats_of_every_layout(command: Command, tmp_path: Path, dataset: str) -
     root = WRITERS[dataset](tmp_path)
     done = command("data", "stats", dataset, "--root", root)
     assert done.code == 0, done.err
-    assert "intensity: mean" in done.out
+    images_alone = dataset in ("cityscapes", "acdc")
+    assert ("intensity: mean" in done.out) != images_alone
+    assert ("  road: " in done.out and " pixels (" in done.out) == images_alone

@@ -63,7 +63,7 @@ def test_recipe_keys_explain_what_can_be_given(command: Command) -> None:
     assert "* --training.optimizer.lr = 0.004" in shown
     assert "* --method.temperature = 0.07" in shown
     assert "of the contrastive loss" in shown
-    assert "--method.class_path may also be Also, Nclr, Olivine, Ppkt, Scalr)" in shown
+    assert "--method.class_path may also be Also, Clcp, Nclr, Olivine, Ppkt, Scalr)" in shown
     assert "--method.backbone.checkpointing = false   (true or false)" in shown
 
 

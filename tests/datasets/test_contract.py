@@ -25,7 +25,11 @@ from dataset_files import (
     write_semantic_poss,
     write_semantic_stf,
 )
+from image_dataset_files import write_a2d2, write_acdc, write_cityscapes
+from lidarssl.datasets.a2d2 import A2d2
+from lidarssl.datasets.acdc import Acdc
 from lidarssl.datasets.base import Dataset
+from lidarssl.datasets.cityscapes import Cityscapes
 from lidarssl.datasets.daps3d import Daps3d
 from lidarssl.datasets.folder import Folder
 from lidarssl.datasets.kitti_360 import Kitti360
@@ -79,8 +83,12 @@ FIXTURES: dict[str, Callable[[Path], Dataset]] = {
     "Pandaset": lambda root: Pandaset(write_pandaset(root)),
     "ScribbleKitti": lambda root: ScribbleKitti(write_scribble_kitti(root)),
     "Rellis3d": lambda root: Rellis3d(write_rellis(root)),
+    "A2d2": lambda root: A2d2(write_a2d2(root)),
+    "Cityscapes": lambda root: Cityscapes(write_cityscapes(root)),
+    "Acdc": lambda root: Acdc(write_acdc(root)),
     "Mixed": _mixed,
 }
+UNLABELLED = (A2d2, Mixed)
 
 
 def _all_datasets() -> set[str]:
@@ -108,7 +116,7 @@ def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_classes_and_colours_agree(dataset: Dataset) -> None:
     names, colors = dataset.classes.names, dataset.classes.colors
-    assert len(names) == len(colors) == len(set(names)) >= (1 if isinstance(dataset, Mixed) else 2)
+    assert len(names) == len(colors) == len(set(names)) >= 1 + (not isinstance(dataset, UNLABELLED))
     assert all(0 <= part <= 255 for color in colors for part in color)
     assert not set(dataset.box_classes) - set(names)
 
@@ -190,20 +198,26 @@ def test_no_label_file_is_opened_unless_labels_are_asked_for(
     assert not _label_files(opened)
     dataset.load(frame_id)
     # Boxes may stand in tables that are read anyway; labels of points never do.
-    if provided & (Field.SEMANTIC | Field.INSTANCE):
+    if provided & (Field.SEMANTIC | Field.INSTANCE | Field.IMAGE_LABELS):
         assert _label_files(opened)
 
 
 def _label_files(paths: list[Path]) -> list[Path]:
     folders = {"labels", "label_2", "lidarseg", "panoptic", "camseg", "annotations"}
-    folders |= {"scribbles", RELLIS_LABELS}
+    folders |= {"scribbles", RELLIS_LABELS, "gtFine", "gt"}
     return [path for path in paths if folders & set(path.parts)]
+
+
+def test_conditions_are_frames_in_the_order_of_the_split(dataset: Dataset) -> None:
+    for name, frames in dataset.conditions("train").items():
+        assert name
+        assert len(set(frames)) == len(frames) > 0
 
 
 def test_types_and_shapes(dataset: Dataset) -> None:
     frame = dataset.load(dataset.frames("train")[0])
     count = len(frame)
-    assert count > 0
+    assert (count > 0) == dataset.lidar
     assert frame.points.shape == (count, 3)
     assert frame.points.dtype == frame.intensity.dtype == torch.float32
     for column in (frame.ring, frame.semantic, frame.instance):
@@ -219,6 +233,10 @@ def test_types_and_shapes(dataset: Dataset) -> None:
         assert camera.intrinsics.shape == (3, 3)
         assert camera.intrinsics.dtype == torch.float64
         _assert_rigid(camera.camera_from_lidar)
+        if camera.labels is not None:
+            assert camera.labels.dtype == torch.int64
+            assert camera.labels.shape == camera.image.shape[1:]
+            assert 0 <= camera.labels.min() <= camera.labels.max() < len(dataset.classes)
     if frame.boxes is not None:
         boxes = frame.boxes
         assert boxes.center.shape == boxes.size.shape == (len(boxes.yaw), 3)
@@ -249,7 +267,7 @@ def test_changing_a_frame_does_not_change_the_next_load(dataset: Dataset) -> Non
         tensor.zero_()
     again = dataset.load(frame_id)
     for old, new in zip(_tensors(before), _tensors(again), strict=True):
-        assert torch.equal(old, new)
+        torch.testing.assert_close(old, new, rtol=0, atol=0, equal_nan=True)
 
 
 def _tensors(frame: Frame) -> list[torch.Tensor]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from box_dataset_files import write_kitti_object, write_once
 from dataset_files import (
@@ -17,6 +20,11 @@ from dataset_files import (
     write_kitti_360,
     write_semantic_kitti,
 )
+from image_dataset_files import write_a2d2, write_acdc, write_cityscapes
+from lidarssl.datasets.a2d2 import A2d2
+from lidarssl.datasets.acdc import Acdc
+from lidarssl.datasets.base import Dataset
+from lidarssl.datasets.cityscapes import Cityscapes
 from lidarssl.datasets.folder import Folder
 from lidarssl.datasets.inspect import check, stats
 from lidarssl.datasets.kitti_360 import Kitti360
@@ -24,6 +32,7 @@ from lidarssl.datasets.kitti_object import KittiObject
 from lidarssl.datasets.once import Once
 from lidarssl.datasets.semantic_kitti import SemanticKitti
 from lidarssl.errors import ConfigError
+from lidarssl.frame import Field, Frame, FrameId
 
 
 @pytest.fixture
@@ -115,3 +124,65 @@ def test_numbers_are_those_of_all_points_at_once(root: Path, workers: int) -> No
     assert 0 < report.matched_fraction < 0.5
     assert json.loads(report.to_json())["points"] == 250
     assert "250" in str(report)
+
+
+def _relabelled(dataset: Dataset, labels: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the camera of every frame these labels."""
+    unpatched = dataset.load
+
+    def load(frame: FrameId, fields: Field = Field.ALL) -> Frame:
+        loaded = unpatched(frame, fields)
+        cameras = tuple(replace(camera, labels=labels) for camera in loaded.cameras)
+        return replace(loaded, cameras=cameras)
+
+    monkeypatch.setattr(dataset, "load", load)
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (torch.full((12, 34), 20), "class ids 20..20 are not in 0..19"),
+        (torch.full((12, 34), -1), "class ids -1..-1 are not in 0..19"),
+        (
+            torch.full((6, 17), 1),
+            "labels of leftImg8bit have shape (6, 17), its image (12, 34)",
+        ),
+    ],
+)
+def test_labels_of_images_must_be_classes_of_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: Tensor, problem: str
+) -> None:
+    dataset = Cityscapes(write_cityscapes(tmp_path))
+    _relabelled(dataset, labels, monkeypatch)
+    report = check(dataset, "val", progress=False)
+    assert len(report.problems) == 2
+    assert problem in report.problems[0].message
+
+
+def test_images_without_the_labels_of_their_split_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Cityscapes(write_cityscapes(tmp_path))
+    _relabelled(dataset, None, monkeypatch)  # type: ignore[arg-type]
+    report = check(dataset, "val", progress=False)
+    assert [problem.message for problem in report.problems] == ["lacks image_labels"] * 2
+
+
+def test_conditions_are_counted_within_the_split(tmp_path: Path) -> None:
+    report = check(Acdc(write_acdc(tmp_path)), "val", progress=False)
+    assert report.conditions == {"fog": 1, "night": 3, "snow": 2}
+    assert "conditions: fog 1, night 3, snow 2" in str(report)
+    assert json.loads(report.to_json())["conditions"]["night"] == 3
+
+
+def test_points_without_labels(tmp_path: Path) -> None:
+    dataset = A2d2(write_a2d2(tmp_path))
+    report = check(dataset, "all", progress=False)
+    assert report.ok
+    assert report.points
+    assert report.pairs == {"cam_front_center": 40}
+    numbers = stats(dataset, "all", progress=False)
+    assert (numbers.frames, numbers.points) == (15, 600)
+    assert numbers.class_points == numbers.class_pixels == {}
+    assert numbers.matched_fraction == 1
+    assert numbers.image_sizes == {"cam_front_center 64x40": 15}

@@ -164,3 +164,10 @@ def test_streams_are_the_rows_of_each_dataset_wherever_they_stand(
 
 def test_without_weights_there_are_no_streams() -> None:
     assert two().streams(two().frames("train")) == ()
+
+
+def test_it_has_lidar_where_every_dataset_has() -> None:
+    images = MemoryDataset()
+    images.lidar = False
+    assert Mixed({"a": MemoryDataset(), "b": MemoryDataset()}).lidar
+    assert not Mixed({"a": MemoryDataset(), "b": images}).lidar

@@ -1,3 +1,5 @@
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from lidarssl.datasets.semantic_kitti import SemanticKitti
 from lidarssl.datasets.synthetic import Synthetic
 from lidarssl.datasets.world.classes import Semantic
 from lidarssl.datasets.world.config import (
+    VERSION,
     CameraConfig,
     SplitConfig,
     WorldConfig,
@@ -187,6 +190,88 @@ def test_label_fraction_counts_frames(dataset: Synthetic) -> None:
     assert dataset.label_fraction("train", 100) == frames[:1]
     with pytest.raises(ConfigError, match="skip"):
         dataset.label_fraction("train", 0)
+
+
+@pytest.fixture(scope="module")
+def shifted(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
+    """Two scenes, the first also in snow and in fog, named and ordered as nobody would."""
+    config = replace(
+        WORLD,
+        splits=(
+            SplitConfig("white", 1, 1, like="val", weather="snow"),
+            SplitConfig("val", 2, 1),
+            SplitConfig("gray", 1, 1, like="val", weather="fog"),
+            SplitConfig("dark", 1, 1, weather="night"),
+        ),
+        cameras=WORLD.cameras[:1],
+    )
+    return Synthetic.generate(tmp_path_factory.mktemp("shift"), config, workers=1, progress=False)
+
+
+def test_conditions_of_a_split(dataset: Synthetic, shifted: Synthetic) -> None:
+    assert dataset.conditions("val") == {}
+    assert shifted.splits == ("white", "val", "gray", "dark")
+    found = shifted.conditions("val")
+    assert list(found) == ["clear", "fog", "snow"]
+    assert list(found.values()) == [shifted.frames(name) for name in ("val", "gray", "white")]
+    assert shifted.conditions("gray") == shifted.conditions("dark") == {}
+    with pytest.raises(ConfigError, match="vall"):
+        shifted.conditions("vall")
+
+
+def test_conditions_show_the_same_scene(shifted: Synthetic) -> None:
+    first = {weather: shifted.load(ids[0]) for weather, ids in shifted.conditions("val").items()}
+    clear = first["clear"]
+    assert clear.boxes is not None
+    assert clear.semantic is not None
+    for weather in ("fog", "snow"):
+        frame = first[weather]
+        assert frame.boxes is not None
+        assert frame.semantic is not None
+        torch.testing.assert_close(frame.boxes.center, clear.boxes.center)
+        torch.testing.assert_close(frame.boxes.label, clear.boxes.label)
+        torch.testing.assert_close(frame.pose, clear.pose)
+        for there, here in zip(frame.cameras, clear.cameras, strict=True):
+            assert there.labels is not None
+            assert here.labels is not None
+            assert torch.equal(there.labels, here.labels)
+            assert there.image is not None
+            assert here.image is not None
+            assert not torch.equal(there.image, here.image)
+        assert (frame.semantic == 0).any()
+        assert (frame.semantic > 0).sum() < (clear.semantic > 0).sum()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b"{",
+        b'{"gray": "val"}',
+        b'{"gray": {"like": 3, "weather": "fog"}}',
+        b'{"gray": {"like": "val", "weather": "hail"}}',
+        b'{"gray": {"like": "val", "weather": ["fog"]}}',
+        b'{"gray": {"like": "val"}}',
+    ],
+)
+def test_bad_notes_of_the_weather_are_refused(
+    shifted: Synthetic, tmp_path: Path, content: bytes
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shifted.root, copy)
+    (copy / VERSION / "weather.json").write_bytes(content)
+    opened = Synthetic(copy)
+    with pytest.raises(DataError, match=r"weather\.json"):
+        opened.conditions("val")
+
+
+def test_notes_of_splits_that_are_gone_are_passed_over(shifted: Synthetic, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shifted.root, copy)
+    splits = json.loads((copy / VERSION / "splits.json").read_text())
+    del splits["gray"]
+    (copy / VERSION / "splits.json").write_text(json.dumps(splits))
+    assert list(Synthetic(copy).conditions("val")) == ["clear", "snow"]
 
 
 @pytest.mark.parametrize("fault", ["class", "size", "garbage"])

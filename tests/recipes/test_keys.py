@@ -100,8 +100,9 @@ def test_choices_are_what_can_be_built() -> None:
     assert not {"Method", "ImageToLidar"} & set(choices(Method))
     ours = {name for name, cls in choices(Dataset).items() if cls.__module__.startswith("lidarssl")}
     assert ours == {
-        "Daps3d", "Folder", "Kitti360", "KittiObject", "Mixed", "NuScenes", "Once", "Pandaset",
-        "Rellis3d", "ScribbleKitti", "SemanticKitti", "SemanticPoss", "SemanticStf", "Synthetic",
+        "A2d2", "Acdc", "Cityscapes", "Daps3d", "Folder", "Kitti360", "KittiObject", "Mixed",
+        "NuScenes", "Once", "Pandaset", "Rellis3d", "ScribbleKitti", "SemanticKitti",
+        "SemanticPoss", "SemanticStf", "Synthetic",
     }  # fmt: skip
     assert list(choices(Part)) == ["Part"]
 
@@ -114,7 +115,7 @@ def test_classes_by_short_and_by_full_name() -> None:
 @pytest.mark.parametrize("name", ["Slidrr", "lidarssl.methods.slidr.Sldr", "os.system", "", "a..b"])
 def test_unknown_class(name: str) -> None:
     with pytest.raises(
-        ConfigError, match="known: Also, Nclr, Olivine, Ppkt, Scalr, Slidr"
+        ConfigError, match="known: Also, Clcp, Nclr, Olivine, Ppkt, Scalr, Slidr"
     ) as caught:
         find_class(Method, name, "method.class_path")
     assert caught.value.field == "method.class_path"

@@ -44,6 +44,7 @@ class Mixed(Dataset):
         if weights is not None:
             _check_weights(weights, datasets)
         self.datasets, self.weights = dict(datasets), weights
+        self.lidar = all(dataset.lidar for dataset in datasets.values())
 
     @property
     def splits(self) -> tuple[str, ...]:

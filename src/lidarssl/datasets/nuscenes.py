@@ -145,7 +145,7 @@ class NuScenes(Dataset):
         for category in categories.split()
     }
     default_cameras: tuple[str, ...] = CAMERAS
-    lidar = "LIDAR_TOP"
+    lidar_channel = "LIDAR_TOP"
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class NuScenes(Dataset):
         chosen = self.default_cameras if cameras is None else tuple(cameras)
         if cameras is not None and not chosen:
             raise ConfigError("no camera is named", field="cameras", remedy="omit the argument")
-        self.index: Index = read_index(folder, self.lidar, chosen)
+        self.index: Index = read_index(folder, self.lidar_channel, chosen)
         self.scene_names: dict[str, list[str]] = _split_scenes(folder)
 
     @property
@@ -208,7 +208,7 @@ class NuScenes(Dataset):
         return [
             frame
             for frame in frames
-            if self._reading(self._key_frame(frame), self.lidar).token in listed
+            if self._reading(self._key_frame(frame), self.lidar_channel).token in listed
         ]
 
     def fraction_size(self, split: str, skip: int) -> int | None:
@@ -228,7 +228,7 @@ class NuScenes(Dataset):
 
     def provides(self, split: str) -> Field:
         first = self._key_frame(self.frames(split)[0])
-        lidar = self._reading(first, self.lidar)
+        lidar = self._reading(first, self.lidar_channel)
         camera = first.readings.get(self.cameras[0]) if self.cameras else None
         provided = Field.POSE
         if camera is not None and self._file(camera.filename, "sample_data").is_file():
@@ -243,7 +243,7 @@ class NuScenes(Dataset):
 
     def load(self, frame: FrameId, fields: Field = Field.ALL) -> Frame:
         key_frame = self._key_frame(frame)
-        lidar = self._reading(key_frame, self.lidar)
+        lidar = self._reading(key_frame, self.lidar_channel)
         path = self._file(lidar.filename, "sample_data")
         data = read_bytes(path, POINT_FILE_LIMIT)
         cloud = make_cloud(parse_bin(data, path, NUSCENES_COLUMNS), path)

@@ -9,15 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lidarssl.datasets.base import ClassTable
+from lidarssl.datasets.files import read_json
 from lidarssl.datasets.image_files import read_image, scaled_size
 from lidarssl.datasets.nuscenes import NuScenes
 from lidarssl.datasets.world.classes import PALETTE, Semantic
-from lidarssl.datasets.world.config import VERSION, WorldConfig
+from lidarssl.datasets.world.config import (
+    VERSION,
+    WEATHER_FILE,
+    WEATHERS,
+    Weather,
+    WorldConfig,
+)
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Camera, Field, Frame, FrameId
 
@@ -26,7 +34,8 @@ class Synthetic(NuScenes):
     """Synthetic streets with lidar, cameras, and labels of points, pixels and boxes.
 
     Splits are those of the ``WorldConfig``; by default ``teacher`` (labelled images for a stand-in
-    image encoder), ``train`` and ``val``, with disjoint scenes.
+    image encoder), ``train`` and ``val``, with disjoint scenes. Those that repeat the scenes of
+    another in fog, at night, in rain or in snow are its ``conditions``.
 
     Args:
         root: folder that ``Synthetic.generate`` has filled.
@@ -87,6 +96,27 @@ class Synthetic(NuScenes):
             provided |= Field.IMAGE_LABELS
         return provided
 
+    def conditions(self, split: str) -> dict[str, list[FrameId]]:
+        """Frames of a split and of those that repeat its scenes, by weather; clear first.
+
+        Empty where no other split repeats it.
+
+        Raises:
+            ConfigError: unknown split.
+            DataError: the file that tells the weather is malformed.
+        """
+        own = self.frames(split)
+        path = self.root / self.version / WEATHER_FILE
+        shown = parse_weather(read_json(path), path) if path.is_file() else {}
+        found: dict[str, list[FrameId]] = {
+            weather: self.frames(name)
+            for name, (like, weather) in shown.items()
+            if like == split and name in self.splits
+        }
+        if found:
+            found[shown[split][1] if split in shown else "clear"] = own
+        return {weather: found[weather] for weather in WEATHERS if weather in found}
+
     def load(self, frame: FrameId, fields: Field = Field.ALL) -> Frame:
         if Field.IMAGE_LABELS not in fields:
             return super().load(frame, fields)
@@ -128,6 +158,34 @@ class Synthetic(NuScenes):
                 remedy="delete the folder and generate the world again",
             )
         return replace(camera, labels=labels)
+
+
+def parse_weather(value: Any, path: Path) -> dict[str, tuple[str, Weather]]:
+    """weather.json, ``{"val_fog": {"like": "val", "weather": "fog"}}``: what each split repeats
+    (nothing: an empty name) and under which weather.
+
+    Raises:
+        DataError: of another shape, or an unknown weather.
+    """
+    remedy = "generate the world again, which rewrites this file"
+    if not isinstance(value, dict):
+        raise DataError("is not an object of splits", path=path, field="splits", remedy=remedy)
+    shown: dict[str, tuple[str, Weather]] = {}
+    for split, entry in value.items():
+        if not (
+            isinstance(entry, dict)
+            and isinstance(like := entry.get("like"), str)
+            and (weather := entry.get("weather")) in WEATHERS
+        ):
+            raise DataError(
+                f"split '{split[:40]}' does not say what it is like and one weather of "
+                f"{', '.join(WEATHERS)}",
+                path=path,
+                field="weather",
+                remedy=remedy,
+            )
+        shown[split] = like, weather
+    return shown
 
 
 def _nearest(labels: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -1,4 +1,3 @@
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from lidarssl.datasets.world.kitti_writer import write_semantic_kitti
 from lidarssl.datasets.world.nuscenes_writer import write_nuscenes
 from lidarssl.datasets.world.writing import Rows, write_file, write_json, write_scenes
 from lidarssl.errors import ConfigError
+from world_files import digest
 
 SMALL = WorldConfig(
     splits=(SplitConfig("train", 2, 2), SplitConfig("val", 1, 1)),
@@ -26,15 +26,6 @@ SMALL = WorldConfig(
     cameras=(CameraConfig(height=16, width=32),),
 )
 SCENES = [SceneId("train", number, 1, number) for number in range(4)]
-
-
-def digest(root: Path) -> dict[str, str]:
-    """Of every file below ``root``."""
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
 
 
 def write_number(config: WorldConfig, scene: SceneId, root: Path) -> Rows:

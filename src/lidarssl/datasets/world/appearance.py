@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 
@@ -15,6 +16,7 @@ MARK_COLOR = (0.80, 0.80, 0.77)
 STOREY = 3.0
 BAY = 2.6
 SIDEWALK_SLAB = 0.9
+WINDOW_LIGHT = np.array([0.95, 0.72, 0.42], np.float32)
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Appearance:
         fog_distance: m.
         gain: (3,) white balance times exposure.
         pixel_noise: standard deviation.
+        lamps: brightness of street lamps and headlights, 0 = off.
+        lit_windows: share of the windows with light behind them.
+        wetness: of pavement and walls, 0..1.
+        snow: depth of lying snow, 0..1.
+        rainfall, snowfall: density of what falls, 0..1.
     """
 
     sun: np.ndarray
@@ -40,6 +47,12 @@ class Appearance:
     fog_distance: float
     gain: np.ndarray
     pixel_noise: float
+    lamps: float = 0.0
+    lit_windows: float = 0.0
+    wetness: float = 0.0
+    snow: float = 0.0
+    rainfall: float = 0.0
+    snowfall: float = 0.0
 
 
 def draw_appearance(config: AppearanceConfig, rng: np.random.Generator) -> Appearance:
@@ -110,8 +123,7 @@ def surface_color(
     pattern = parts.pattern[part]
     _paint_roads(color, np.flatnonzero(pattern == Pattern.ROAD), where, pixel_size, layout)
     _paint_slabs(color, np.flatnonzero(pattern == Pattern.SLABS), where, pixel_size, layout)
-    facade = np.flatnonzero((pattern == Pattern.FACADE) & (np.abs(normal[:, 2]) < 0.3))
-    _paint_windows(color, facade, where, normal, pixel_size, parts, part)
+    _paint_windows(color, where, normal, parts, part)
     return np.clip(color, 0, 1.2)
 
 
@@ -140,15 +152,37 @@ def _paint_slabs(
 
 
 def _paint_windows(
-    color: np.ndarray,
-    rows: np.ndarray,
-    where: np.ndarray,
-    normal: np.ndarray,
-    pixel_size: np.ndarray,
-    parts: PartTable,
-    part: np.ndarray,
+    color: np.ndarray, where: np.ndarray, normal: np.ndarray, parts: PartTable, part: np.ndarray
 ) -> None:
-    """Rows of glazed windows with pale frames, one per bay and storey."""
+    """Rows of glazed windows with pale frames."""
+    frame_rows, glass_rows, room = _windows(where, normal, parts, part)
+    color[frame_rows] = color[frame_rows] * 0.35 + 0.5
+    lit = noise(room * 7.3 + 0.5, np.float32(1.0))[:, None]
+    glass = np.array(GLASS, np.float32) * 1.3 + 0.1 * np.clip(lit, -1, 1.5)
+    color[glass_rows] = glass + np.array([0.0, 0.015, 0.04], np.float32)
+
+
+def window_light(
+    where: np.ndarray, normal: np.ndarray, parts: PartTable, part: np.ndarray, share: float
+) -> np.ndarray:
+    """(R, 3) float32 light from behind a ``share`` of the windows; arguments as surface_color."""
+    light = np.zeros((len(where), 3), np.float32)
+    _, glass_rows, room = _windows(where, normal, parts, part)
+    # The noise is about normal: a share of it lies above the quantile.
+    lit = noise(room * 11.9 + 0.5, np.float32(1.0)) > NormalDist().inv_cdf(1 - share)
+    shade = 0.75 + 0.2 * noise(room * 5.1 + 0.5, np.float32(1.0))
+    light[glass_rows[lit]] = np.clip(shade[lit], 0.3, 1.2)[:, None] * WINDOW_LIGHT
+    return light
+
+
+def _windows(
+    where: np.ndarray, normal: np.ndarray, parts: PartTable, part: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of window frames and of glass, and (G, 3) which room is behind the glass.
+
+    One window per bay and storey of a facade.
+    """
+    rows = np.flatnonzero((parts.pattern[part] == Pattern.FACADE) & (np.abs(normal[:, 2]) < 0.3))
     base, top = parts.base[part[rows]], parts.top[part[rows]]
     flat = normal[rows, :2] / np.maximum(np.linalg.norm(normal[rows, :2], axis=1), 1e-6)[:, None]
     along = (where[rows, 1] * flat[:, 0] - where[rows, 0] * flat[:, 1]) / BAY
@@ -157,12 +191,8 @@ def _paint_windows(
     exists = (storey > 0) & ((np.floor(storey) + 0.95) * STOREY < top - base)
     framed = exists & (np.abs(u) < 0.25) & (np.abs(v) < 0.27)
     glazed = framed & (np.abs(u) < 0.22) & (np.abs(v) < 0.24) & (np.abs(u) > 0.015)
-    frame_rows, glass_rows = rows[framed], rows[glazed]
-    color[frame_rows] = color[frame_rows] * 0.35 + 0.5
     room = np.stack([np.floor(along), np.floor(storey), base], -1)[glazed]
-    lit = noise(room * 7.3 + 0.5, np.float32(1.0))[:, None]
-    glass = np.array(GLASS, np.float32) * 1.3 + 0.1 * np.clip(lit, -1, 1.5)
-    color[glass_rows] = glass + np.array([0.0, 0.015, 0.04], np.float32)
+    return rows[framed], rows[glazed], room
 
 
 @lru_cache

@@ -6,12 +6,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lidarssl.datasets.world.appearance import Appearance, sky_color, surface_color
+from lidarssl.datasets.world.appearance import (
+    Appearance,
+    sky_color,
+    surface_color,
+    window_light,
+)
 from lidarssl.datasets.world.classes import PartTable, Pattern
 from lidarssl.datasets.world.config import CameraConfig
+from lidarssl.datasets.world.lamps import Lamps, add_glow, lamp_light
 from lidarssl.datasets.world.layout import Layout
+from lidarssl.datasets.world.particles import falling
 from lidarssl.datasets.world.scene import rotation
 from lidarssl.datasets.world.tracing import Hits, RayTracer
+from lidarssl.datasets.world.weather import darkened, mirrored, snow_on
 
 AHEAD = 0.5
 BELOW = 0.25
@@ -64,32 +72,73 @@ def photograph(
     config: CameraConfig,
     appearance: Appearance,
     rng: np.random.Generator,
+    lamps: Lamps | None = None,
+    particles: np.random.Generator | None = None,
 ) -> Image:
     """Render one image.
 
     Args:
         world_from_camera: (4, 4).
         rng: pixel noise.
+        lamps: lights beside sun and sky.
+        particles: where rain and snow fall; needed if the appearance has any.
     """
     directions = _pixel_rays(config) @ world_from_camera[:3, :3].T.astype(np.float32)
     origin = world_from_camera[:3, 3].astype(np.float32)
     hits = tracer.cast(np.broadcast_to(origin, directions.shape), directions)
     seen = np.flatnonzero(hits.met)
     sky = np.flatnonzero(~hits.met)
-    color = np.empty((len(directions), 3), np.float32)
-    color[sky] = sky_color(appearance, directions[sky])
+    flat = np.empty((len(directions), 3), np.float32)
+    flat[sky] = sky_color(appearance, directions[sky])
     surface = Hits(hits.distance[seen], hits.part[seen], hits.normal[seen])
-    where = origin + surface.distance[:, None] * directions[seen]
-    pixel_size = surface.distance / np.float32(config.focal_length)
-    pixel_size /= np.maximum(-np.einsum("ij,ij->i", surface.normal, directions[seen]), 0.15)
-    base = surface_color(parts, surface.part, where, surface.normal, pixel_size, layout)
-    lit = base * _light(tracer, parts, surface, where, appearance)
+    near = None if lamps is None else lamps.nearest(origin)
+    rays = origin, directions[seen], config.focal_length
+    lit = _lit_surfaces(tracer, parts, layout, surface, rays, appearance, near)
     haze = np.exp(-surface.distance / appearance.fog_distance)[:, None]
-    color[seen] = lit * haze + appearance.horizon * (1 - haze)
+    flat[seen] = lit * haze + appearance.horizon * (1 - haze)
     semantic = np.zeros(len(directions), np.uint8)
     semantic[seen] = parts.semantic[surface.part]
     shape = config.height, config.width
-    return Image(_develop(color, appearance, rng).reshape(*shape, 3), semantic.reshape(shape))
+    color, distance = flat.reshape(*shape, 3), hits.distance.reshape(shape)
+    if near is not None:
+        add_glow(color, near, distance, world_from_camera, intrinsics(config))
+    if particles is not None:
+        color = falling(color, distance, config, appearance, particles)
+    return Image(_develop(color, appearance, rng), semantic.reshape(shape))
+
+
+def _lit_surfaces(
+    tracer: RayTracer,
+    parts: PartTable,
+    layout: Layout,
+    hits: Hits,
+    rays: tuple[np.ndarray, np.ndarray, float],
+    appearance: Appearance,
+    lamps: Lamps | None,
+) -> np.ndarray:
+    """(R, 3) light that leaves what is seen towards the camera.
+
+    Args:
+        rays: (3,) position of the camera, (R, 3) unit directions, focal length in pixels.
+    """
+    origin, directions, focal_length = rays
+    where = origin + hits.distance[:, None] * directions
+    pixel_size = hits.distance / np.float32(focal_length)
+    pixel_size /= np.maximum(-np.einsum("ij,ij->i", hits.normal, directions), 0.15)
+    base = surface_color(parts, hits.part, where, hits.normal, pixel_size, layout)
+    if appearance.wetness:
+        base = darkened(base, parts, hits.part, appearance.wetness)
+    if appearance.snow:
+        base = snow_on(base, parts, hits, where, layout, appearance.snow)
+    lit = base * _light(tracer, parts, hits, where, appearance)
+    if lamps is not None:
+        foliage = parts.pattern[hits.part] == Pattern.FOLIAGE
+        lit += base * lamp_light(lamps, where, hits.normal, foliage)
+    if appearance.lit_windows:
+        lit += window_light(where, hits.normal, parts, hits.part, appearance.lit_windows)
+    if appearance.wetness:
+        lit = mirrored(lit, tracer, parts, hits, where, directions, appearance)
+    return np.asarray(lit)
 
 
 def _pixel_rays(config: CameraConfig) -> np.ndarray:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 from lidarssl.errors import ConfigError
 
@@ -11,6 +13,13 @@ Range = tuple[float, float]
 SCENES_PER_SPLIT = 100_000
 VERSION = "v1.0-synthetic"
 """Folder of the tables in the layout of nuScenes."""
+
+WEATHER_FILE = "weather.json"
+"""In that folder: which split repeats which, and the weather of each."""
+
+Weather = Literal["clear", "fog", "night", "rain", "snow"]
+WEATHERS: tuple[Weather, ...] = get_args(Weather)
+"""``clear`` is what ``AppearanceConfig`` describes; the others change it (see ``weather``)."""
 
 
 def _check(condition: bool, name: str, expected: str) -> None:
@@ -155,14 +164,26 @@ class AppearanceConfig:
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """``scenes`` drives of ``frames`` frames each."""
+    """``scenes`` drives of ``frames`` frames each.
+
+    Attributes:
+        name: of the split.
+        scenes: number of drives.
+        frames: of each drive.
+        like: a split whose scenes are repeated: the same streets, objects, drives and times, of
+            as many scenes and frames as this split has. Empty: scenes of its own.
+        weather: clear, fog, night, rain or snow.
+    """
 
     name: str
     scenes: int
     frames: int
+    like: str = ""
+    weather: Weather = "clear"
 
     def __post_init__(self) -> None:
         _check(self.name.isidentifier(), "splits.name", "letters, digits and underscores")
+        _check(self.weather in WEATHERS, "splits.weather", f"one of {', '.join(WEATHERS)}")
         _check(0 <= self.scenes < SCENES_PER_SPLIT, "splits.scenes", f"below {SCENES_PER_SPLIT}")
         _check(1 <= self.frames <= 40, "splits.frames", "between 1 and 40")
 
@@ -180,7 +201,8 @@ class WorldConfig:
 
     Attributes:
         seed: with the number of a scene, the only source of randomness.
-        splits: their scenes are disjoint; changing one split leaves the others as they are.
+        splits: their scenes are disjoint unless one is ``like`` another; changing one split leaves
+            the others as they are, except for those that are ``like`` it.
         lidar, cameras: sensors of the ego vehicle.
         appearance: light, weather, camera response.
         frame_distance: m driven between frames.
@@ -202,8 +224,46 @@ class WorldConfig:
             ("cameras", [camera.name for camera in self.cameras]),
         ):
             _check(len(names) == len(set(names)), what, "names that differ")
+        self._check_repetitions()
         _check(self.frame_interval > 0, "frame_interval", "above 0 s")
         _check(0 <= self.frame_distance <= 20, "frame_distance", "between 0 and 20 m")
+
+    def _check_repetitions(self) -> None:
+        originals = {split.name: split for split in self.splits if not split.like}
+        shown = [(split.like or split.name, split.weather) for split in self.splits]
+        _check(len(shown) == len(set(shown)), "splits.weather", "each weather once for its scenes")
+        for split in self.splits:
+            if not split.like:
+                continue
+            known = split.like in originals
+            _check(known, "splits.like", "a split of this world that has scenes of its own")
+            original = originals[split.like]
+            for what, own, most in (
+                ("scenes", split.scenes, original.scenes),
+                ("frames", split.frames, original.frames),
+            ):
+                _check(own <= most, f"splits.{what}", f"{split.like} has {most} to repeat")
+
+    def repeated(self, split: str, weathers: Sequence[Weather]) -> WorldConfig:
+        """The same world, with the scenes of a split shown again under each of ``weathers``.
+
+        The new splits are called after both, such as ``val_fog``.
+
+        Raises:
+            ConfigError: no such split, or it is shown in that weather already.
+        """
+        found = [each for each in self.splits if each.name == split]
+        _check(len(found) == 1, "splits", f"a split '{split}', whose scenes can be repeated")
+        more = [
+            replace(found[0], name=f"{split}_{weather}", like=split, weather=weather)
+            for weather in weathers
+        ]
+        return replace(self, splits=(*self.splits, *more))
+
+    @classmethod
+    def shift(cls, seed: int = 0) -> WorldConfig:
+        """The default world, with the scenes of ``val`` also in fog, at night, in rain and snow."""
+        return cls(seed=seed).repeated("val", WEATHERS[1:])
 
     @classmethod
     def kitti(cls, seed: int = 0, frames: int = 4) -> WorldConfig:
@@ -218,16 +278,36 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class SceneId:
-    """Which scene of a world, and how many frames it has."""
+    """Which scene of a world, and how many frames it has.
+
+    Attributes:
+        split, number: its place.
+        frames: that are recorded.
+        stream: what its random generators start from; scenes that repeat one another share it.
+        weather: what is shown of it.
+        repeats: frames of the scene that this one repeats, 0 = none: the drive is as long as there.
+    """
 
     split: str
     number: int
     frames: int
     stream: int
+    weather: Weather = "clear"
+    repeats: int = 0
 
     @property
     def name(self) -> str:
         return f"scene-{self.split}-{self.number:04d}"
+
+    @property
+    def driven(self) -> int:
+        """Frames that the drive has room for, recorded or not."""
+        return self.repeats or self.frames
+
+    @property
+    def weather_stream(self) -> int:
+        """Number that sets the random generators of one weather apart from those of others."""
+        return int.from_bytes(self.weather.encode(), "big")
 
 
 def scene_ids(config: WorldConfig) -> list[SceneId]:
@@ -236,8 +316,16 @@ def scene_ids(config: WorldConfig) -> list[SceneId]:
     ``stream`` feeds the random generator and depends on the split's name and the number of
     the scene within it, so splits can grow without changing the scenes that exist.
     """
+    frames = {split.name: split.frames for split in config.splits}
     return [
-        SceneId(split.name, number, split.frames, _stream(split.name) + number)
+        SceneId(
+            split.name,
+            number,
+            split.frames,
+            _stream(split.like or split.name) + number,
+            split.weather,
+            frames[split.like] if split.like else 0,
+        )
         for split in config.splits
         for number in range(split.scenes)
     ]

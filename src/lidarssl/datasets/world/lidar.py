@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,9 +10,13 @@ from lidarssl.datasets.world.classes import PartTable, Pattern, Semantic
 from lidarssl.datasets.world.config import LidarConfig
 from lidarssl.datasets.world.layout import Layout
 from lidarssl.datasets.world.tracing import Hits, RayTracer
+from lidarssl.datasets.world.weather import WEAKEST_RETURN, Air
 
 MARK_REFLECTIVITY = 0.55
 """Of road paint."""
+
+NEAREST_ECHO = 0.8
+"""Distance below which the lidar is blind to what floats in the air, m."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,15 @@ class Sweep:
     semantic: np.ndarray
     instance: np.ndarray
 
+    def take(self, rows: np.ndarray) -> Sweep:
+        """The points of a mask or of row numbers."""
+        return Sweep(*(column[rows] for column in vars(self).values()))
+
+    def joined(self, other: Sweep) -> Sweep:
+        """These points, then those of another sweep."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Sweep(*(np.concatenate(pair) for pair in pairs))
+
 
 def scan(
     tracer: RayTracer,
@@ -40,14 +53,19 @@ def scan(
     world_from_lidar: np.ndarray,
     config: LidarConfig,
     rng: np.random.Generator,
+    air: Air | None = None,
+    air_rng: np.random.Generator | None = None,
 ) -> Sweep:
     """One turn of the lidar.
 
     Args:
         world_from_lidar: (4, 4).
         rng: azimuth offset, noise and drop-out.
+        air: fog, rain or snow; the same ``rng`` then gives a part of the returns in clear air, and
+            echoes of what floats in it.
+        air_rng: where that floats; needed with ``air``.
     """
-    directions, ring = _beams(config, rng)
+    directions, ring = beams = _beams(config, rng)
     world_directions = directions @ world_from_lidar[:3, :3].T
     origins = np.broadcast_to(world_from_lidar[:3, 3], directions.shape)
     hits = tracer.cast(origins, world_directions)
@@ -61,13 +79,46 @@ def scan(
     semantic = parts.semantic[hits.part]
     foliage = rng.exponential(config.foliage_depth, len(seen)) * (semantic == Semantic.VEGETATION)
     distance = distance + foliage + rng.normal(0, config.range_noise, len(seen))
-    return Sweep(
-        points=(directions * distance[:, None])[kept],
-        intensity=intensity[kept],
-        ring=ring[kept],
-        semantic=semantic[kept],
-        instance=parts.instance[hits.part][kept],
-    )
+    points = directions * distance[:, None]
+    sweep = Sweep(points, intensity, ring, semantic, parts.instance[hits.part])
+    if air is None or air_rng is None:
+        return sweep.take(kept)
+    return _through_air(sweep, distance, seen, kept, beams, config, air, air_rng)
+
+
+def _through_air(
+    clear: Sweep,
+    distance: np.ndarray,
+    beam: np.ndarray,
+    kept: np.ndarray,
+    beams: tuple[np.ndarray, np.ndarray],
+    config: LidarConfig,
+    air: Air,
+    rng: np.random.Generator,
+) -> Sweep:
+    """What is left of a sweep in fog, rain or snow, and the echoes of drops and flakes.
+
+    A beam gives one return, that of what it meets first. Echoes of the air have class 0.
+
+    Args:
+        clear: all returns that the surfaces would give.
+        distance, beam, kept: (N,) m; row of ``beams``; whether clear air lets the return through.
+        beams: unit directions (R, 3), and rings.
+    """
+    directions, ring = beams
+    weakened = clear.intensity * air.wet * np.exp(-2 * air.extinction * distance)
+    met = np.full(len(directions), config.max_range)
+    met[beam] = distance
+    depth = NEAREST_ECHO + rng.exponential(air.depth, len(directions))
+    echo = np.flatnonzero((rng.random(len(directions)) < air.scatter) & (depth < met))
+    kept = kept & (weakened >= WEAKEST_RETURN) & ~np.isin(beam, echo)
+    strength = np.clip(rng.exponential(air.brightness, len(echo)) + WEAKEST_RETURN, 0, 1)
+    nothing = np.zeros(len(echo), np.int64)
+    points = directions[echo] * depth[echo, None]
+    floating = Sweep(points, strength, ring[echo], nothing, nothing)
+    surfaces = replace(clear, intensity=weakened).take(kept)
+    order = np.argsort(np.r_[beam[kept], echo], kind="stable")
+    return surfaces.joined(floating).take(order)
 
 
 def _beams(config: LidarConfig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,9 @@
 
 Beside the official folders (``samples/``, ``lidarseg/``, ``panoptic/``, the tables) there are
 ``<version>/splits.json``, ``{"split": ["scene", ...]}``, and ``camseg/<CAMERA>/<token>.png``: an
-8-bit image of class ids (0 = sky) for the image whose sample_data token is ``<token>``.
+8-bit image of class ids (0 = sky) for the image whose sample_data token is ``<token>``. Where some
+weather is not clear, ``<version>/weather.json`` says of each split that repeats another or has
+weather of its own ``{"split": {"like": "other split", "weather": "fog"}}``.
 """
 
 from __future__ import annotations
@@ -38,7 +40,13 @@ from lidarssl.datasets.nuscenes_tables import (
 )
 from lidarssl.datasets.world.camera import ego_from_camera, intrinsics
 from lidarssl.datasets.world.classes import Semantic
-from lidarssl.datasets.world.config import VERSION, SceneId, WorldConfig, scene_ids
+from lidarssl.datasets.world.config import (
+    VERSION,
+    WEATHER_FILE,
+    SceneId,
+    WorldConfig,
+    scene_ids,
+)
 from lidarssl.datasets.world.drive import Exposure, WorldFrame, record
 from lidarssl.datasets.world.lidar import Sweep
 from lidarssl.datasets.world.scene import Box3D, rotation
@@ -104,7 +112,20 @@ def write_nuscenes(
         for split in config.splits
     }
     write_json(folder / "splits.json", splits)
+    _write_weather(config, folder / WEATHER_FILE)
     return root
+
+
+def _write_weather(config: WorldConfig, path: Path) -> None:
+    weather = {
+        split.name: {"like": split.like, "weather": split.weather}
+        for split in config.splits
+        if split.like or split.weather != "clear"
+    }
+    if weather:
+        write_json(path, weather)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class _SceneWriter:
@@ -178,8 +199,9 @@ def _write_frame(
     _write_sweep(frame, scene, samples[index], root, version, rows)
     for exposure in frame.exposures:
         _write_image(exposure, frame.index, scene, samples[index], root, rows)
-    for box, count in zip(frame.boxes, frame.box_points, strict=True):
-        if count > 0:
+    # What clear air would show is annotated in any weather, as a recording by hand would have it.
+    for box, count, met in zip(frame.boxes, frame.box_points, frame.box_met, strict=True):
+        if met:
             _add_annotation(box, count, index, scene, samples[index], rows)
 
 

@@ -97,7 +97,7 @@ class Draft:
 def build_scene(config: WorldConfig, scene: SceneId) -> Scene:
     """Build a scene from (seed, scene) alone; sensors do not change it."""
     rng = np.random.default_rng([config.seed, scene.stream, 0])
-    travel = config.frame_distance * (scene.frames - 1)
+    travel = config.frame_distance * (scene.driven - 1)
     layout = draw_layout(rng, travel)
     draft = Draft(rng, layout, build_ground(layout, rng))
     _lay_ground(draft)
@@ -113,7 +113,7 @@ def build_scene(config: WorldConfig, scene: SceneId) -> Scene:
             _put_poles(draft, street, side)
             _put_trees(draft, street, side)
             _put_pedestrians(draft, street, side)
-    return _finish(draft, drive, config, scene.frames)
+    return _finish(draft, drive, config, scene.driven)
 
 
 def _lay_ground(draft: Draft) -> None:

@@ -109,7 +109,18 @@ def _is_finished(scene: SceneId, records: Path) -> bool:
         found = json.loads(_record(scene, records).read_text())
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.get("frames") == scene.frames
+    if not isinstance(found, dict):
+        return False
+    noted = {key: value for key, value in found.items() if key != "rows"}
+    return "rows" in found and noted == _note(scene)
+
+
+def _note(scene: SceneId) -> dict[str, Any]:
+    """What a record says of its scene beside the rows: that nothing else stands in its files."""
+    note: dict[str, Any] = {"frames": scene.frames}
+    if scene.repeats or scene.weather != "clear":
+        note |= {"stream": scene.stream, "weather": scene.weather, "repeats": scene.repeats}
+    return note
 
 
 def _run(
@@ -149,7 +160,7 @@ def _write_one(
     config: WorldConfig, scene: SceneId, root: Path, records: Path, write_scene: WriteScene
 ) -> None:
     rows = write_scene(config, scene, root)
-    write_json(_record(scene, records), {"frames": scene.frames, "rows": rows})
+    write_json(_record(scene, records), {**_note(scene), "rows": rows})
 
 
 def _cores() -> int:
