@@ -11,23 +11,18 @@ from torch import Tensor
 
 from lidarssl.datasets.synthetic import Synthetic
 from lidarssl.datasets.world.config import LidarConfig, SplitConfig, WorldConfig, camera_rig
-from lidarssl.experiments.downstream import (
-    DESCRIPTIONS,
-    Labelled,
-    add_downstream_pictures,
-    class_row,
-    efficiency_row,
-    labelled_frames,
-    lookup_confusion,
-)
+from lidarssl.experiments.downstream import DESCRIPTIONS, add_downstream_pictures
+from lidarssl.experiments.labelled import Labelled, labelled_frames, lookup_confusion
 from lidarssl.experiments.pictures import PictureBook, picture_frame
 from lidarssl.experiments.pretrain import add_pretraining_pictures, train_student
 from lidarssl.experiments.record import Recorder, architecture, load_backbone
+from lidarssl.experiments.scoring import class_row, efficiency_row
 from lidarssl.experiments.teacher import score_teacher, train_teacher
 from lidarssl.images.unet import SmallUNet
 from lidarssl.metrics.segmentation import iou_report
 from lidarssl.prepare.superpixels import prepare_superpixels
-from lidarssl.recipes.schema import LoadedRecipe, PretrainRecipe, ProbeRecipe, load
+from lidarssl.recipes.kinds import PretrainRecipe, ProbeRecipe
+from lidarssl.recipes.schema import LoadedRecipe, load
 from lidarssl.report.build import build_report
 from lidarssl.report.schema import LOOK_UP, RANDOM_INIT, Protocol, ProtocolNote, Results
 from lidarssl.tasks.image_labels import predict_labels

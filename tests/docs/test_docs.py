@@ -36,7 +36,11 @@ PAGES = [
     REPOSITORY / "CHANGELOG.md",
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
-KINDS = {"pretrain": ["pretrain"], "probe": ["probe", "segmentation"], "finetune": ["segmentation"]}
+KINDS = {
+    "pretrain": ["pretrain"],
+    "probe": ["probe", "segmentation", "image_segmentation"],
+    "finetune": ["segmentation", "image_segmentation"],
+}
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,8 @@ def test_commands_name_verbs_options_and_recipes_that_exist(
         parts, of_dataset = parts_of(overrides)
         override(schema.dataset_class(arguments.dataset), {}, of_dataset)
         override(Parts, {}, ["--encoder.class_path=ViT", *parts])
+    elif verb == "evaluate" and arguments.shift is not None:
+        override(schema.dataset_class(arguments.shift), {}, overrides)
     elif words[:2] == ["data", "synthesize"]:
         override(WorldConfig, {}, overrides)
     elif verb == "calibrate":

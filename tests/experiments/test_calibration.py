@@ -27,7 +27,7 @@ from lidarssl.experiments.pictures import PictureBook
 from lidarssl.frame import Field
 from lidarssl.geometry.poses import geodesic_angle, planar_motion
 from lidarssl.methods.nclr import Nclr
-from lidarssl.recipes.schema import PretrainRecipe
+from lidarssl.recipes.kinds import PretrainRecipe
 from lidarssl.report import figures
 from lidarssl.report.calibration_record import CalibrationRecord
 from lidarssl.training.fit import Training

@@ -124,6 +124,21 @@ def test_same_images_same_features(build: Callable[..., ImageEncoder]) -> None:
     torch.testing.assert_close(encoder(batch)[1:], encoder(batch[1:]), rtol=1e-4, atol=1e-4)
 
 
+def test_one_vector_for_each_image(build: Callable[..., ImageEncoder]) -> None:
+    encoder = build(frozen=False).train()
+    batch = images()
+    vectors = encoder.pooled(batch)
+    assert vectors.shape == (2, encoder.out_channels)
+    assert vectors.requires_grad
+    frozen = build()
+    assert not frozen.pooled(images().requires_grad_()).requires_grad
+    torch.testing.assert_close(
+        frozen.pooled(batch)[1:], frozen.pooled(batch[1:]), rtol=1e-4, atol=1e-4
+    )
+    if not isinstance(encoder, ViT):
+        torch.testing.assert_close(frozen.pooled(batch), frozen(batch).flatten(2).mean(-1))
+
+
 def test_normalises_its_input_itself(build: Callable[..., ImageEncoder]) -> None:
     encoder = build()
     mean, std = encoder.mean.view(3, 1, 1), encoder.std.view(3, 1, 1)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from lidarssl.backbones.minkunet import MinkUNet
+from lidarssl.backbones.voxelize import PointInputs
 from lidarssl.batching import collate
+from lidarssl.checkpoints.minkunet_names import from_ours
+from lidarssl.checkpoints.minkunet_schemes import Naming
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Batch, Field, Frame
 from lidarssl.images.vit import ViT
@@ -20,8 +25,11 @@ from lidarssl.transforms.base import Compose, sample_generator
 from lidarssl.transforms.one_camera import KeepMatched
 from lidarssl.transforms.paired import MatchPixels
 from lidarssl.transforms.square_crop import SquareCrop
-from methods.small import backbone, batch_of, clcp, frames, vit
+from methods.small import backbone, batch_of, clcp, frames, vit, waffleiron
 from toys import MemoryDataset
+
+
+EMPTY = torch.zeros(19)
 
 
 def draws() -> torch.Generator:
@@ -304,3 +312,30 @@ def test_a_scan_that_faces_its_camera_has_it_along_x() -> None:
             for one, view in ((frame, camera), (plain, other))
         )
         torch.testing.assert_close(seen, as_before, atol=1e-5, rtol=0)
+
+
+def test_lidar_encoder_starts_from_a_file_of_mmdetection3d(tmp_path: Path) -> None:
+    """Two convolutions in the stem, a classifier beside the network, kernels in another order."""
+    options: dict[str, Any] = {
+        "stem_channels": 8, "encoder_channels": (8, 16), "decoder_channels": (16, 8),
+        "blocks": (1,) * 4, "stem_convolutions": 2, "rule": "also",
+        "inputs": PointInputs(("x", "y", "z", "intensity")),
+    }  # fmt: skip
+    torch.manual_seed(3)
+    source = MinkUNet(**options)
+    state = from_ours(source.state_dict(), Naming.MMDET3D_TORCHSPARSE)
+    assert "backbone.conv_input.1.net.0.kernel" in state
+    head = {"decode_head.conv_seg.weight": torch.zeros(19, 8), "decode_head.conv_seg.bias": EMPTY}
+    path = tmp_path / "mmdet3d.pth"
+    torch.save({"meta": {"epoch": 36}, "state_dict": {**state, **head}}, path)
+    method = clcp(backbone=MinkUNet(**options), lidar=LidarBranch(weights=path))
+    for name, value in source.state_dict().items():
+        assert torch.equal(method.backbone.state_dict()[name], value), name
+
+
+def test_weights_of_another_lidar_encoder_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"model_points": waffleiron().state_dict()}, path)
+    with pytest.raises(DataError) as caught:
+        clcp(lidar=LidarBranch(weights=path))
+    assert caught.value.path == path

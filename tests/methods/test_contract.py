@@ -15,7 +15,7 @@ from lidarssl.experiments.pretrain import train_student
 from lidarssl.frame import Field
 from lidarssl.images.base import ImageEncoder
 from lidarssl.methods.base import Method
-from lidarssl.recipes.schema import PretrainRecipe
+from lidarssl.recipes.kinds import PretrainRecipe
 from methods.small import batch_of, build, entry, frames, methods
 from toys import MemoryDataset
 

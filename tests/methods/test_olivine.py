@@ -15,8 +15,8 @@ from lidarssl.experiments.pretrain import train_student
 from lidarssl.frame import Batch, Frame
 from lidarssl.methods.image_to_lidar import PairAugmentation
 from lidarssl.methods.olivine import BalancedSampling, Distributions, Olivine, TermWeights
-from lidarssl.recipes.schema import PretrainRecipe
-from lidarssl.training.loading import check_prepared
+from lidarssl.recipes.kinds import PretrainRecipe
+from lidarssl.training.requirements import check_prepared
 from lidarssl.transforms.base import Compose, sample_generator
 from lidarssl.transforms.paired import MatchPixels
 from lidarssl.transforms.weak_labels import WeakLabels, read_weak_labels

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from lidarssl.metrics.features import (
     effective_rank,
     feature_statistics,
-    match_ranks,
     mean_cosine,
-    retrieval,
 )
 
 
@@ -57,32 +55,3 @@ def test_statistics_tell_collapse() -> None:
     assert collapsed.effective_rank == pytest.approx(1, abs=1e-3)
     assert collapsed.mean_cosine == pytest.approx(1)
     assert collapsed.std.tolist() == [0] * 8
-
-
-@settings(max_examples=20, deadline=None)
-@given(rows=st.integers(1, 12), chunk=st.integers(1, 5), seed=st.integers(0, 999))
-def test_ranks_equal_sorting(rows: int, chunk: int, seed: int) -> None:
-    queries, candidates = randn(2, rows, 4, seed=seed).unbind()
-    ranks = match_ranks(queries, candidates, chunk=chunk)
-    for i in range(rows):
-        cosines = torch.cosine_similarity(queries[i : i + 1], candidates)
-        order = cosines.argsort(descending=True).tolist()
-        assert float(ranks[i]) == 1 + order.index(i)
-
-
-def test_retrieval_of_perfect_and_collapsed_embeddings() -> None:
-    rows = randn(20, 6)
-    perfect = retrieval(rows, 3 * rows)
-    assert perfect.recall == {1: 1.0, 5: 1.0, 10: 1.0}
-    assert perfect.mean_reciprocal_rank == 1
-    collapsed = retrieval(torch.ones(20, 6), torch.ones(20, 6))
-    assert collapsed.median_rank == 10.5
-    assert collapsed.recall == {1: 0.0, 5: 0.0, 10: 0.0}
-    assert collapsed.count == 20
-
-
-def test_retrieval_is_directed() -> None:
-    queries = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    candidates = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    assert match_ranks(queries, candidates).tolist() == [1, 2]
-    assert match_ranks(candidates, queries).tolist() == [1.5, 1.5]

@@ -8,15 +8,18 @@ import pytest
 
 from lidarssl.backbones.waffleiron import WaffleIron
 from lidarssl.errors import ConfigError
+from lidarssl.images.mask_transformer import MaskTransformerShape
 from lidarssl.methods.also import ScanSampling
 from lidarssl.methods.nclr import Nclr
 from lidarssl.methods.nclr_settings import CalibrationView, PoseTerm, TermWeights, TokenSampling
 from lidarssl.methods.scalr import Scalr, ViewAugmentation
 from lidarssl.recipes.keys import REQUIRED, Section, arguments
+from lidarssl.recipes.kinds import KINDS
 from lidarssl.recipes.limits import LIMITS, RECIPE_LIMITS, check_limits
-from lidarssl.recipes.schema import PretrainRecipe, ProbeRecipe, SegmentationRecipe
 from lidarssl.tasks.augmentation import PointAugmentation
+from lidarssl.tasks.image_augmentation import ImageAugmentation
 from lidarssl.tasks.probe import LinearProbe
+from lidarssl.tasks.sliding_window import SlidingWindow
 from lidarssl.training.fit import Training
 from lidarssl.training.learner import Optimizer
 from lidarssl.transforms.displacement import Displacement
@@ -34,7 +37,7 @@ def test_defaults_are_allowed(cls: type, name: str) -> None:
 
 
 def test_limits_of_recipes_are_those_of_their_arguments() -> None:
-    known = {n for cls in (PretrainRecipe, ProbeRecipe, SegmentationRecipe) for n in arguments(cls)}
+    known = {name for cls in KINDS.values() for name in arguments(cls)}
     assert set(RECIPE_LIMITS) <= known
 
 
@@ -62,6 +65,11 @@ def test_limits_of_recipes_are_those_of_their_arguments() -> None:
         (PoseTerm, "keypoints", 5), (PoseTerm, "temperature", 0.0), (PoseTerm, "enough", 1),
         (PoseTerm, "thresholds", ()), (PoseTerm, "thresholds", (0.9, 1.5)),
         (TermWeights, "pose", -1.0),
+        (MaskTransformerShape, "layers", 0), (MaskTransformerShape, "drop_path", 1.0),
+        (ImageAugmentation, "crop", (0, 224)), (ImageAugmentation, "ratio", (2.0, 0.5)),
+        (ImageAugmentation, "cat_max_ratio", 1.5), (ImageAugmentation, "base_height", 0),
+        (ImageAugmentation, "hue", 0.6), (SlidingWindow, "stride", (168, 0)),
+        (SlidingWindow, "height", 0),
         (WaffleIron, "depth", 0), (WaffleIron, "voxel_size", 0.0), (WaffleIron, "drop_path", 1.0),
     ],
 )  # fmt: skip

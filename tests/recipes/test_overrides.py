@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from lidarssl.errors import ConfigError
 from lidarssl.recipes.keys import import_rooms
+from lidarssl.recipes.kinds import PretrainRecipe
 from lidarssl.recipes.overrides import explain, override, split_words
-from lidarssl.recipes.schema import PretrainRecipe
 from lidarssl.training.fit import Training
 
 import_rooms()

@@ -16,10 +16,8 @@ from lidarssl.datasets.synthetic import Synthetic
 from lidarssl.datasets.world.config import SplitConfig, WorldConfig, camera_rig
 from lidarssl.images.unet import SmallUNet
 from lidarssl.recipes import catalogue, files
+from lidarssl.recipes.kinds import PretrainRecipe, ProbeRecipe, Recipe
 from lidarssl.recipes.schema import (
-    PretrainRecipe,
-    ProbeRecipe,
-    SegmentationRecipe,
     build_backbone,
     build_dataset,
     build_world,
@@ -30,16 +28,17 @@ from lidarssl.transforms.weak_labels import SETTINGS_FILE, WeakLabelSettings
 
 NAMES = list(files.shipped())
 SYNTHETIC = [name for name in NAMES if "synthetic" in name]
-METHODS = ("slidr", "ppkt", "also", "scalr", "olivine", "nclr")
+METHODS = ("slidr", "ppkt", "also", "scalr", "olivine", "nclr", "clcp")
 NAME = re.compile(
-    rf"({'|'.join(METHODS)}|probe|finetune)_(also_)?(minkunet|spvcnn|second|voxelnet|waffleiron)_"
+    rf"({'|'.join(METHODS)}|probe|finetune)_(also_)?(minkunet|spvcnn|second|voxelnet|waffleiron|vit)_"
     r"(synthetic|nuscenes|semantic_kitti|semantic_poss|semantic_stf|daps3d|kitti_object|kitti_360|kitti|once|"
-    r"pandaset_gt|pandaset|mixed|scribble_kitti|rellis)(_|$)"
+    r"pandaset_gt|pandaset|mixed|scribble_kitti|rellis|a2d2|cityscapes)(_|$)"
 )
 SMALL = ("synthetic", "sample")
 # Words of the names of recipes whose publications' code has accidents.
 ACCIDENTS = {
-    "also", "scalr", "supervised", "olivine", "nclr", "stf", "daps3d", "scribble", "rellis"
+    "also", "scalr", "supervised", "olivine", "nclr", "stf", "daps3d", "scribble", "rellis",
+    "cityscapes",
 }  # fmt: skip
 # Parameters of the published networks, with their classifier.
 PARAMETERS = {
@@ -150,7 +149,7 @@ def test_it_builds_and_reloads_to_the_same_objects(tiny: Tiny, name: str, tmp_pa
             assert one.get(settings) == other.get(settings)
 
 
-def modules(recipe: PretrainRecipe | ProbeRecipe | SegmentationRecipe) -> list[torch.nn.Module]:
+def modules(recipe: Recipe) -> list[torch.nn.Module]:
     if isinstance(recipe, PretrainRecipe):
         return [recipe.method]
     return [recipe.backbone if isinstance(recipe, ProbeRecipe) else recipe.task]

@@ -13,7 +13,9 @@ from lidarssl.report import figures
 from lidarssl.report.calibration import CalibrationOverlay, OverlapPrediction
 from lidarssl.report.class_prototypes import ClassPrototypes
 from lidarssl.report.distillation import DistilledFeatures
+from lidarssl.report.image_segmentation import ConditionPrediction, ImagePrediction
 from lidarssl.report.occupancy import FREE, FULL, UNKNOWN, OccupancySlices
+from lidarssl.report.retrieval import RetrievedScans
 from lidarssl.report.schema import (
     LOOK_UP,
     RANDOM_INIT,
@@ -227,6 +229,28 @@ def write_figures(run: Path, rng: np.random.Generator) -> tuple[PictureRecord, .
             ),
             Section.PREDICTIONS,
             "What lidar and camera both see",
+        ),
+        (
+            RetrievedScans(
+                np.stack([image, image[::-1]]),
+                np.array([1, 3]),
+                np.array([[0, 0, 1, 2], [1, 2, 0, 1]]),
+                np.array([[0.9, 0.9, 0.5, 0.4], [0.4, 0.6, 0.5, 0.4]]),
+                points[ahead],
+                np.arange(len(ahead)) % 3,
+                ("scene-1/7", "scene-2/3"),
+                40,
+            ),
+            Section.FEATURES,
+            "Images and the scans that they find",
+        ),
+        *(
+            (
+                kind(image, np.where(rng.random(bands.shape) < 0.2, 6, 5), bands, COLORS, NAMES),
+                Section.PREDICTIONS,
+                "Classes of an image",
+            )
+            for kind in (ImagePrediction, ConditionPrediction)
         ),
     )
     records = []

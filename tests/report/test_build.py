@@ -121,9 +121,9 @@ def test_the_page_says_what_a_reader_needs(html: str) -> None:
 def test_every_picture_has_a_caption_and_a_text_for_the_blind(html: str) -> None:
     page = parse(html)
     alts = page.values("img", "alt")
-    assert len(alts) == 25
+    assert len(alts) == 34
     assert all(alts)
-    assert text_of(page).count("What to look for in") == 13
+    assert text_of(page).count("What to look for in") == 16
     assert html.count("<svg") == html.count('role="img"') == len(page.values("svg", "aria-label"))
 
 

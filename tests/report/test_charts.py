@@ -62,7 +62,7 @@ def test_series_colors_are_stable_and_baselines_fixed() -> None:
 
 def test_a_loss_curve_spans_its_steps_and_falls() -> None:
     curve = Curve(list(range(1000)), [5 * math.exp(-s / 200) for s in range(1000)])
-    root = parse(charts.loss_curve(curve, "loss"))
+    root = parse(charts.loss_curve({"s0": curve}, "loss"))
     (line,) = with_class(root, "line")
     numbers = [float(n) for n in re.findall(r"[\d.]+", line.get("d", ""))]
     xs, ys = numbers[::2], numbers[1::2]
@@ -75,7 +75,8 @@ def test_a_loss_curve_spans_its_steps_and_falls() -> None:
 def test_every_step_on_the_axis_lies_inside_the_plot() -> None:
     """Logging every fourth step begins at 4; a resumed run far later."""
     for steps in (range(4, 40, 4), range(10001, 10400, 4)):
-        root = parse(charts.loss_curve(Curve(list(steps), [1.0 + s for s in steps]), "loss"))
+        curve = Curve(list(steps), [1.0 + s for s in steps])
+        root = parse(charts.loss_curve({"s0": curve}, "loss"))
         ticks = [
             one for one in root.iter("text") if one.get("text-anchor") == "middle" and one.text
         ]
@@ -87,15 +88,28 @@ def test_every_step_on_the_axis_lies_inside_the_plot() -> None:
 
 def test_steps_without_a_finite_value_leave_a_gap() -> None:
     values = [1.0, 0.9, math.nan, math.inf, 0.7, 0.6]
-    root = parse(charts.loss_curve(Curve(list(range(6)), values), "loss"))
+    root = parse(charts.loss_curve({"s0": Curve(list(range(6)), values)}, "loss"))
     assert len(with_class(root, "line")) == 2
     assert "nan" not in ElementTree.tostring(root, "unicode").lower()
-    assert charts.loss_curve(Curve([0, 1], [math.nan, math.inf]), "loss") is None
+    assert charts.loss_curve({"s0": Curve([0, 1], [math.nan, math.inf])}, "loss") is None
+
+
+def test_curves_of_one_chart_share_its_axes_and_keep_their_colours() -> None:
+    rising, flat = Curve([0, 50, 100], [0.0, 1.0, 2.0]), Curve([50, 100], [2.0, 2.0])
+    nothing = Curve([0], [math.nan])
+    root = parse(charts.loss_curve({"s0": rising, "random": flat, "s1": nothing}, "recall"))
+    first, second = with_class(root, "line")
+    points = [
+        [tuple(map(float, pair.split())) for pair in re.split("[ML]", line.get("d", ""))[1:]]
+        for line in (first, second)
+    ]
+    assert points[0][1:] == [(points[1][0][0], points[0][1][1]), points[1][1]]
+    assert [one.get("class") for one in root.iter("g")] == ["s0", "random"]
 
 
 @pytest.mark.parametrize("values", [[1.0], [0.0, 0.0], [1e300, -1e300], [1e-300, 0.0], [5.0] * 3])
 def test_degenerate_curves_draw_finite_numbers(values: list[float]) -> None:
-    markup = charts.loss_curve(Curve(list(range(len(values))), values), "loss")
+    markup = charts.loss_curve({"s0": Curve(list(range(len(values))), values)}, "loss")
     assert markup is not None
     assert not re.search(r'"[^"]*\b(nan|inf)\b', markup)
 

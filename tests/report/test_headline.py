@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 
 from lidarssl.report.headline import headline
-from lidarssl.report.schema import LOOK_UP, RANDOM_INIT, EfficiencyRow, Protocol
+from lidarssl.report.schema import (
+    LOOK_UP,
+    PIXEL_POSITION,
+    RANDOM_INIT,
+    EfficiencyRow,
+    Protocol,
+)
 from lidarssl.report.scores import ScoreTable
 
 LOW, MIDDLE, HIGH = (0.1, 0.11), (0.2, 0.21), (0.3, 0.31)
@@ -119,3 +125,15 @@ def test_the_probe_with_most_labels_and_a_baseline_decides() -> None:
     column = headline(ScoreTable(rows[:2])).column
     assert column is not None
     assert column.protocol is Protocol.FINETUNE
+
+
+def test_images_have_a_look_up_of_their_own() -> None:
+    rows = {"A": HIGH, RANDOM_INIT: LOW}
+    made = [EfficiencyRow(name, Protocol.PROBE, 0.5, seeds) for name, seeds in rows.items()]
+    place = EfficiencyRow(PIXEL_POSITION, Protocol.LOOKUP, 0.5, (0.4,))
+    said = headline(ScoreTable([place, *made]))
+    assert said.verdict == (
+        "Pretraining helped, but not past a table look-up on the place in the image."
+    )
+    assert "pixel position 40.0" in said.numbers
+    assert not any("look-up" in remark for remark in said.remarks)

@@ -17,7 +17,6 @@ from lidarssl.prepare.instances import instances_of
 from lidarssl.training.loading import (
     EpochBatches,
     FrameSource,
-    check_needs,
     evaluation_batches,
     good_batch,
     training_loader,
@@ -89,7 +88,8 @@ def tensors_of_slidr(workers: int) -> list[list[Tensor]]:
     assert drawn.flip_images
     ids, transforms = dataset.frames("train"), method.transforms(True)
     source = FrameSource(dataset, ids, method.needs, transforms, 5)
-    loader = training_loader(source, EpochBatches(6, 2, 5, 5), workers, method.lidar_encoder.prepare)
+    prepare = method.lidar_encoder.prepare
+    loader = training_loader(source, EpochBatches(6, 2, 5, 5), workers, prepare)
     batches = []
     for loaded in loader:
         batch = good_batch(loaded)
@@ -179,11 +179,6 @@ def test_evaluation_sees_every_frame_once_in_order() -> None:
     source = FrameSource(dataset, dataset.frames("val"), Field.SEMANTIC, [], 0)
     seen = [frame for batch in evaluation_batches(source, 2, 0, None) for frame in batch.ids]
     assert seen == dataset.frames("val")
-
-
-def test_missing_needs_name_field_dataset_and_remedy() -> None:
-    with pytest.raises(ConfigError, match=r"(?s)superpixels.*'memory'.*prepare superpixels"):
-        check_needs(Field.SUPERPIXELS | Field.IMAGES, MemoryDataset(), "train", "slidr")
 
 
 def mixing() -> list[MixingTransform]:

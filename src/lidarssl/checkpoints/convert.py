@@ -31,6 +31,8 @@ class Format(enum.StrEnum):
     ``segcontrast``: a flat file for SegContrast's network on MinkowskiEngine.
     ``openpcdet``: what SECOND and PV-RCNN of OpenPCDet load.
     ``waffleiron``: what the code of WaffleIron and ScaLR loads, with the head if there is one.
+    ``timm``: the state dict of a vision transformer of timm.
+    ``transformers``: a folder that ``from_pretrained`` of a vision transformer reads.
     """
 
     LIDARSSL = "lidarssl"
@@ -39,6 +41,11 @@ class Format(enum.StrEnum):
     SEGCONTRAST = "segcontrast"
     OPENPCDET = "openpcdet"
     WAFFLEIRON = "waffleiron"
+    TIMM = "timm"
+    TRANSFORMERS = "transformers"
+
+
+IMAGE_FORMATS = (Format.TIMM, Format.TRANSFORMERS)
 
 
 def foreign_content(
@@ -54,6 +61,25 @@ def foreign_content(
     Raises:
         ConfigError: the other library has no such network.
     """
+    check_format(network, target)
+    if target is Format.WAFFLEIRON:
+        return waffleiron_names.published_content(network.state, network.head)
+    if target is Format.OPENPCDET:
+        prefix = "" if network.kind == "Second" else TRUNK
+        return detector_file({prefix + name: v for name, v in network.state.items()}, layout)
+    if target is Format.MINKOWSKI:
+        return {"model_points": dict(network.state)} | _slidr_config(network)
+    return dict(names.from_ours(network.state, Naming(target.value)))
+
+
+def check_format(network: Network, target: Format) -> None:
+    """Refuse a format whose library has no such network.
+
+    Raises:
+        ConfigError: names the formats that are left.
+    """
+    if target is Format.LIDARSSL:
+        return
     stem = sum(name.startswith("conv0p1s1") for name in network.state)
     if network.kind == "WaffleIron":
         known = target is Format.WAFFLEIRON
@@ -66,14 +92,6 @@ def foreign_content(
         known = stem in counts.get(target, ())
     if not known:
         raise _no_such_network(network, target, stem)
-    if target is Format.WAFFLEIRON:
-        return waffleiron_names.published_content(network.state, network.head)
-    if target is Format.OPENPCDET:
-        prefix = "" if network.kind == "Second" else TRUNK
-        return detector_file({prefix + name: v for name, v in network.state.items()}, layout)
-    if target is Format.MINKOWSKI:
-        return {"model_points": dict(network.state)} | _slidr_config(network)
-    return dict(names.from_ours(network.state, Naming(target.value)))
 
 
 def write_foreign(path: Path, content: Mapping[str, Any]) -> None:

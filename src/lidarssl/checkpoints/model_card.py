@@ -16,6 +16,7 @@ _KNOWN_LICENCES = {
     "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0",
 }  # fmt: skip
 _UNSTATED = "not stated"
+_IMAGES = "lidarssl.images."
 
 
 def model_card(card: Card, state: Mapping[str, Tensor], repository: str) -> str:
@@ -37,15 +38,22 @@ def _header(card: Card) -> dict[str, object]:
         header["license"] = licence.lower()
     else:
         header |= {"license": "other", "license_name": licence or _UNSTATED}
-    return header | {"tags": ["lidar", "point-cloud", "self-supervised-learning"]}
+    kind = "image-feature-extraction" if _is_image_encoder(card) else "point-cloud"
+    return header | {"tags": ["lidar", kind, "self-supervised-learning"]}
+
+
+def _is_image_encoder(card: Card) -> bool:
+    return card.architecture.class_path.startswith(_IMAGES)
 
 
 def _body(card: Card, state: Mapping[str, Tensor], repository: str) -> Iterator[str]:
     name = _plain(card.architecture.class_path.rpartition(".")[2])
+    images = _is_image_encoder(card)
+    what, part = ("an image encoder", "encoder") if images else ("a lidar backbone", "backbone")
     parameters = sum(value.numel() for key, value in state.items() if not _is_statistic(key))
     yield f"# {name}" + (f", pretrained with {_plain(card.recipe)}" if card.recipe else "")
     yield ""
-    yield f"Weights of a lidar backbone: {parameters:,} parameters, safetensors with a card inside."
+    yield f"Weights of {what}: {parameters:,} parameters, safetensors with a card inside."
     yield ""
     yield "| | |"
     yield "|---|---|"
@@ -62,10 +70,12 @@ def _body(card: Card, state: Mapping[str, Tensor], repository: str) -> Iterator[
     yield "```bash"
     yield f"lidarssl pull {repository} --output weights"
     yield "lidarssl convert weights"
-    yield "lidarssl probe RECIPE --checkpoint weights"
+    if images and name == "ViT":
+        yield "lidarssl convert weights --to transformers --output vit"
+    yield f"lidarssl {'finetune' if images else 'probe'} RECIPE --checkpoint weights"
     yield "```"
     yield ""
-    yield "The backbone of RECIPE must have these arguments:"
+    yield f"The {part} of RECIPE must have these arguments:"
     yield ""
     yield "```yaml"
     node = {"class_path": name, "init_args": _lists(card.architecture.init_args)}

@@ -31,16 +31,23 @@ RECIPE_KEYS = (
     "Every key of the recipe can be given too, e.g. --dataset.root DIR --training.steps 100;\n"
     "`lidarssl recipes NAME --keys` lists them."
 )
+SHIFT_NOTE = """
+With --shift other options go to that dataset, as in `lidarssl data check`; its name and --help list
+them. Keys of the recipe that start with --dataset., --task. or --training. still go to the recipe.
+Runs of one pretraining method are its seeds: their mean, spread and interval are told."""
 CONVERT_NOTE = """\
 Reads files of lidarssl, SLidR, PPKT, OLIVINE, ALSO, NCLR, BEVContrast, SegContrast, mmdetection3d,
-OpenPCDet, WaffleIron and ScaLR; nothing in a file is ever run. Formats:
+OpenPCDet, WaffleIron and ScaLR, and vision transformers of timm, DINO, transformers, CLCP, LIP-Loc
+and mmsegmentation; nothing in a file is ever run. Formats:
   lidarssl     safetensors with a card, for `lidarssl probe` and `finetune`
   torchsparse  for the downstream code of ALSO, NCLR and BEVContrast
   minkowski    for the downstream code of SLidR and OLIVINE
   segcontrast  for SegContrast's network on MinkowskiEngine
   openpcdet    for SECOND and PV-RCNN of OpenPCDet, checked key by key
   waffleiron   for the code of WaffleIron and ScaLR
-Other options are arguments of the backbone, for --to lidarssl, e.g. --voxel_size 0.1."""
+  timm         an image encoder as the state dict of timm's network
+  transformers an image encoder as a folder for from_pretrained
+Other options are arguments of the network, for --to lidarssl, e.g. --voxel_size 0.1."""
 
 
 def build_parser() -> Parser:
@@ -119,6 +126,7 @@ def _add_data(top: Verbs) -> None:
     world = actions.open(
         "synthesize", "write a synthetic driving world to disk", verbs.data_synthesize,
         "lidarssl data synthesize data/world\n"
+        "lidarssl data synthesize data/world --weathers fog night rain snow\n"
         "lidarssl data synthesize data/world --seed 1 --lidar.beams 64 "
         "--splits '[{name: train, scenes: 10, frames: 2}]'",
         "Other options describe the world; --help lists them.",
@@ -128,6 +136,12 @@ def _add_data(top: Verbs) -> None:
     world.add_argument(
         "--layout", choices=("nuscenes", "semantic_kitti"), default="nuscenes",
         help="semantic_kitti: by default eleven drives with 64 beams and one camera",
+    )  # fmt: skip
+    world.add_argument(
+        "--weathers", nargs="+", choices=("fog", "night", "rain", "snow"), metavar="WEATHER",
+        help="show the scenes of val again in these (fog, night, rain, snow), as splits val_fog, "
+        "...: equal streets, objects, drives and labels, other images and lidar returns. A folder "
+        "that holds the world without them is completed",
     )  # fmt: skip
     world.add_argument("--workers", type=at_least(0), default=2, help="processes")
     add_quiet(world)
@@ -175,11 +189,22 @@ def _add_finetune(top: Verbs) -> None:
 
 def _add_evaluate(top: Verbs) -> None:
     parser = top.open(
-        "evaluate", "score a probed or finetuned run on a split", verbs.evaluate,
-        "lidarssl evaluate runs/slidr_probe --split val --protocol slidr", RECIPE_KEYS,
+        "evaluate", "score probed or finetuned runs on a split, or under other weather",
+        verbs.evaluate,
+        "lidarssl evaluate runs/slidr_probe --split val --protocol slidr\n"
+        "lidarssl evaluate runs/vit --shift acdc --root data/acdc\n"
+        "lidarssl evaluate runs/clcp_0 runs/clcp_1 runs/random_0 runs/random_1 "
+        "--shift synthetic --root data/weather",
+        f"{RECIPE_KEYS}\n{SHIFT_NOTE}",
+        verbs.describe_shift, "shift",
     )  # fmt: skip
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--split", help="default: the recipe's val_split")
+    parser.add_argument("run", type=Path, nargs="+", help="run folder; several with --shift")
+    parser.add_argument("--split", help="default: the recipe's val_split; with --shift: val")
+    parser.add_argument(
+        "--shift", metavar="NAME",
+        help="a dataset with the same classes: score image segmentations on each of its "
+        "conditions, as fog and night, beside the dataset they were trained on",
+    )  # fmt: skip
     parser.add_argument(
         "--protocol",
         default="nan",
@@ -233,7 +258,9 @@ def _add_convert(top: Verbs) -> None:
         "lidarssl convert weights.ckpt --to lidarssl --output weights.safetensors "
         "--rule also --voxel_size 0.1 --inputs.columns [intensity]\n"
         "lidarssl convert runs/also --to torchsparse --output also_minkunet.ckpt\n"
-        "lidarssl convert runs/second --to openpcdet --output second.pth",
+        "lidarssl convert runs/second --to openpcdet --output second.pth\n"
+        "lidarssl convert runs/clcp --to timm --output vit_small.pth\n"
+        "lidarssl convert runs/clcp --to transformers --output vit_small",
         CONVERT_NOTE,
     )  # fmt: skip
     parser.add_argument("source", type=Path, help="weights file of any origin, or run folder")
@@ -241,13 +268,18 @@ def _add_convert(top: Verbs) -> None:
         "--to",
         choices=(
             "lidarssl", "torchsparse", "minkowski", "segcontrast", "openpcdet", "waffleiron",
+            "timm", "transformers",
         ),
         help="format of the output; without it the file is only described",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, help="file to write")
+    parser.add_argument("--output", type=Path, help="file (or folder) to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
     parser.add_argument("--like", metavar="RECIPE", help="the weights are for its backbone")
     parser.add_argument("--prefix", help="of the network's names, when the file has several")
+    parser.add_argument(
+        "--heads", type=at_least(1),
+        help="attention heads of an image encoder whose width is no multiple of 64",
+    )  # fmt: skip
     layouts = ("KRSC", "RSKC", "RSCK")
     parser.add_argument(
         "--spconv-layout", choices=layouts, help="of the source, when it does not tell"

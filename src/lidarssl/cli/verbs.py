@@ -71,9 +71,18 @@ def data_synthesize(arguments: argparse.Namespace, rest: list[str]) -> None:
     progress = not arguments.quiet
     if arguments.layout == "nuscenes":
         world = build_world(rest)
+        if arguments.weathers:
+            world = world.repeated("val", arguments.weathers)
         splits = world.splits
         write_nuscenes(world, arguments.output, workers=arguments.workers, progress=progress)
     else:
+        if arguments.weathers:
+            raise ConfigError(
+                "SemanticKITTI has no sequences for scenes that are repeated",
+                field="--weathers",
+                remedy="leave --layout out, or write to another folder a world of "
+                "--splits '[{name: val, scenes: 1, frames: 4, weather: fog}]'",
+            )
         world = build_world(rest, WorldConfig.kitti())
         splits = tuple(split for split in world.splits if split.name in SEQUENCES)
         write_semantic_kitti(world, arguments.output, arguments.workers, progress)
@@ -90,10 +99,10 @@ def pretrain(arguments: argparse.Namespace, rest: list[str]) -> None:
         print(dry_run(recipe))
         return
     run = arguments.run or Path("runs") / Path(arguments.recipe).stem
-    page = pretrain_recipe(
+    done = pretrain_recipe(
         recipe, run, arguments.resume, not arguments.quiet, arguments.command, arguments.overwrite
     )
-    print(f"student: {run / 'student.safetensors'}\nreport: {page}")
+    print(*done.said, f"student: {run / 'student.safetensors'}", f"report: {done.report}", sep="\n")
 
 
 def probe(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -109,12 +118,13 @@ def _downstream(
 ) -> None:
     from lidarssl.experiments.downstream import run_downstream
     from lidarssl.experiments.scoring import outcome
+    from lidarssl.recipes import files
     from lidarssl.recipes.schema import load
 
-    kinds = ("segmentation",) if verb == "finetune" else ("probe", "segmentation")
+    kinds = files.TRAINED if verb == "finetune" else (*files.TRAINED, "probe")
     run = arguments.run or Path("runs") / Path(arguments.recipe).stem
     loaded = load(arguments.recipe, rest, kinds)
-    if loaded.kind == "segmentation":
+    if loaded.kind in files.TRAINED:
         training = loaded.recipe.training
         _say_when_crowded(training.workers, training.accelerator)
     page = run_downstream(
@@ -138,12 +148,48 @@ def _say_when_crowded(workers: int, accelerator: str) -> None:
 def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.experiments.downstream import evaluate_run
 
+    if arguments.shift is not None:
+        _evaluate_shift(arguments, rest)
+        return
+    if len(arguments.run) > 1:
+        raise ConfigError(
+            f"{len(arguments.run)} runs are evaluated together",
+            field="--shift",
+            remedy="name a dataset to compare them on with --shift, or give one run",
+        )
     print(
         evaluate_run(
-            arguments.run, arguments.split, arguments.protocol, rest,
+            arguments.run[0], arguments.split, arguments.protocol, rest,
             not arguments.quiet, arguments.points, arguments.votes, arguments.votes_drop_path,
         )
     )  # fmt: skip
+
+
+def _evaluate_shift(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from lidarssl.experiments.shift import evaluate_shift
+    from lidarssl.recipes.schema import build_dataset
+
+    for option, asked in (
+        ("--protocol", arguments.protocol != "nan"),
+        ("--points", arguments.points != "all"),
+        ("--votes", arguments.votes > 1 or arguments.votes_drop_path),
+    ):
+        if asked:
+            raise ConfigError(
+                "does not go with --shift", field=option, remedy="leave one of them out"
+            )
+    of_recipe = [word for word in rest if word.startswith(_KEYS_OF_RECIPES)]
+    dataset = build_dataset(arguments.shift, [word for word in rest if word not in of_recipe])
+    print(
+        evaluate_shift(
+            arguments.run, dataset, arguments.split or "val", of_recipe,
+            not arguments.quiet, arguments.command,
+        )
+    )  # fmt: skip
+
+
+# What with --shift goes to the recipes of the runs; every other option goes to the dataset.
+_KEYS_OF_RECIPES = ("--dataset.", "--task.", "--training.", "--eval_batch_size")
 
 
 def view(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -182,29 +228,40 @@ def convert(arguments: argparse.Namespace, rest: list[str]) -> None:
             field="--output" if arguments.output is None else "--to",
             remedy="give both to write a file, or none to see what is in SOURCE",
         )
-    if arguments.to is None and rest:
+    _refuse_idle(arguments.to, rest)
+    from lidarssl.checkpoints.convert import Format
+    from lidarssl.checkpoints.spconv_layouts import SpconvLayout
+    from lidarssl.experiments import converting, converting_images
+    from lidarssl.experiments.conversion import Wanted
+
+    target = None if arguments.to is None else Format(arguments.to)
+    asked = SpconvLayout(arguments.spconv_layout) if arguments.spconv_layout else None
+    image = None
+    if asked is None:
+        image = converting_images.read(arguments.source, arguments.prefix, arguments.heads, target)
+    if image is None and arguments.heads is not None:
+        rest = [*rest, f"--heads={arguments.heads}"]  # an argument of lidar networks, too
+        _refuse_idle(arguments.to, rest)
+    network = image or converting.read(arguments.source, arguments.prefix, asked)
+    say = converting_images if image is not None else converting
+    print(say.description(network))
+    if target is None:
+        return
+    wanted = Wanted(
+        target, arguments.output, arguments.like, rest, SpconvLayout(arguments.output_layout),
+        arguments.overwrite, arguments.licence, arguments.data,
+    )  # fmt: skip
+    print(say.convert(network, wanted))
+
+
+def _refuse_idle(target: str | None, rest: list[str]) -> None:
+    """Refuse arguments of a network that is not written."""
+    if target is None and rest:
         raise ConfigError(
             f"{rest[0].partition('=')[0]} describes a file to write",
             field="--to",
             remedy="add --to and --output, or leave it out to see what is in SOURCE",
         )
-    from lidarssl.checkpoints.convert import Format
-    from lidarssl.checkpoints.spconv_layouts import SpconvLayout
-    from lidarssl.experiments import converting
-
-    asked = arguments.spconv_layout
-    network = converting.read(
-        arguments.source, arguments.prefix, SpconvLayout(asked) if asked else None
-    )
-    print(converting.description(network))
-    if arguments.to is None:
-        return
-    wanted = converting.Wanted(
-        Format(arguments.to), arguments.output, arguments.like, rest,
-        SpconvLayout(arguments.output_layout), arguments.overwrite, arguments.licence,
-        arguments.data,
-    )  # fmt: skip
-    print(converting.convert(network, wanted))
 
 
 def push(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -232,3 +289,10 @@ def describe_world(output: str | None) -> str:
     from lidarssl.recipes.schema import describe_world
 
     return describe_world()
+
+
+def describe_shift(name: str | None) -> str:
+    """The options of the dataset of ``--shift``, for ``--help``."""
+    from lidarssl.cli.groups import describe_dataset
+
+    return describe_dataset(name) if name else "The options of --shift NAME: give it before --help."

@@ -113,7 +113,7 @@ def nearest_pixels(labels: Tensor, height: int, width: int) -> Tensor:
     if labels.shape == (height, width):
         return labels
     rows, cols = (
-        ((torch.arange(new) + 0.5) * (old / new)).long().clamp(max=old - 1)
+        ((torch.arange(new) + 0.5) * old / new).long().clamp(max=old - 1)
         for old, new in zip(labels.shape, (height, width), strict=True)
     )
     return labels[rows[:, None], cols]

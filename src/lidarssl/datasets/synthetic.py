@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lidarssl.datasets.base import ClassTable
 from lidarssl.datasets.files import read_json
 from lidarssl.datasets.image_files import read_image, scaled_size
+from lidarssl.datasets.label_images import nearest_pixels
 from lidarssl.datasets.nuscenes import NuScenes
 from lidarssl.datasets.world.classes import PALETTE, Semantic
 from lidarssl.datasets.world.config import (
@@ -149,7 +149,7 @@ class Synthetic(NuScenes):
                     field="labels",
                     remedy="delete the folder and generate the world again",
                 )
-            labels = _nearest(labels, shape)
+            labels = nearest_pixels(labels, *shape)
         if labels.max() >= len(self.classes):
             raise DataError(
                 f"holds class {int(labels.max())}; there are {len(self.classes)}",
@@ -186,12 +186,3 @@ def parse_weather(value: Any, path: Path) -> dict[str, tuple[str, Weather]]:
             )
         shown[split] = like, weather
     return shown
-
-
-def _nearest(labels: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The label at the centre of each pixel of an image of another size."""
-    rows, cols = (
-        ((torch.arange(new) + 0.5) * old / new).long()
-        for old, new in zip(labels.shape, shape, strict=True)
-    )
-    return labels[rows[:, None], cols]

@@ -32,13 +32,13 @@ from lidarssl.geometry.poses import planar_motion
 from lidarssl.methods.nclr import Nclr
 from lidarssl.metrics.registration import registration_errors, summarise
 from lidarssl.recipes import files
+from lidarssl.recipes.kinds import PretrainRecipe
 from lidarssl.recipes.overrides import split_words
-from lidarssl.recipes.schema import PretrainRecipe
 from lidarssl.report.calibration_page import write_report
 from lidarssl.report.calibration_record import CalibrationRecord, ImageRecord, JointRecord
 from lidarssl.report.schema import RUN_FILE
 from lidarssl.training.fit import choose_device
-from lidarssl.training.loading import check_needs
+from lidarssl.training.requirements import check_needs
 from lidarssl.transforms.base import sample_generator
 from lidarssl.transforms.displacement import Displacement
 

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
 
 from lidarssl import checkpoints
 from lidarssl.backbones.base import Backbone
@@ -26,7 +21,13 @@ from lidarssl.checkpoints.architectures import (
     missing_arguments,
     told_arguments,
 )
-from lidarssl.checkpoints.convert import Format, foreign_content, state_for, write_foreign
+from lidarssl.checkpoints.convert import (
+    Format,
+    check_format,
+    foreign_content,
+    state_for,
+    write_foreign,
+)
 from lidarssl.checkpoints.matching import compare
 from lidarssl.checkpoints.minkunet_names import Naming
 from lidarssl.checkpoints.networks import Network, read_network
@@ -34,15 +35,19 @@ from lidarssl.checkpoints.published import published_name, published_names
 from lidarssl.checkpoints.spconv_layouts import SpconvLayout
 from lidarssl.checkpoints.waffleiron_names import head_in_words
 from lidarssl.errors import ConfigError
+from lidarssl.experiments.conversion import (
+    Wanted,
+    card_of,
+    complete_arguments,
+    keep_existing,
+    rows_of_card,
+    writing,
+)
 from lidarssl.experiments.record import weights_of
 from lidarssl.geometry.voxels import cell_coordinates
 from lidarssl.recipes import schema
-from lidarssl.recipes.overrides import explain, override
-from lidarssl.weights import reason
 
 _OWN_SUFFIX, _TORCH_SUFFIXES = ".safetensors", (".pt", ".pth", ".ckpt", ".bin")
-# What torch and safetensors put before the reason of a failed write.
-_WRITER = re.compile(r"^(\[.*?\] \. |Error while serializing: I/O error: )")
 # Whose code reads a file, and as which option.
 _READERS = {
     Format.TORCHSPARSE: ("the downstream code of ALSO, NCLR and BEVContrast", "checkpoint"),
@@ -55,30 +60,6 @@ _READERS = {
 _INPUT_TENSORS = {"WaffleIron": 10}
 # An option that widths depend on.
 _WIDTHS = {"MinkUNet": "--encoder_channels", "WaffleIron": "--channels"}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a conversion shall make.
-
-    Attributes:
-        target: format of the output.
-        output: file or, for ``lidarssl``, also a folder.
-        like: recipe whose backbone the weights are for.
-        options: words with arguments of the backbone, such as ``--voxel_size=0.1``.
-        layout: of the spconv weights that are written.
-        overwrite: replace ``output``.
-        licence, data: for the card; None = as in the source.
-    """
-
-    target: Format
-    output: Path
-    like: str | None = None
-    options: Sequence[str] = ()
-    layout: SpconvLayout = SpconvLayout.KRSC
-    overwrite: bool = False
-    licence: str | None = None
-    data: Sequence[str] | None = None
 
 
 def read(source: Path, prefix: str | None, layout: SpconvLayout | None) -> Network:
@@ -113,7 +94,7 @@ def description(network: Network) -> str:
     if network.head:
         rows["head"] = f"{head_in_words(network.head)}; only --to waffleiron keeps it"
     if network.card is not None:
-        rows |= _of_card(network.card)
+        rows |= rows_of_card(network.card)
     return "\n".join([str(network.path), *(f"  {name:<13}{text}" for name, text in rows.items())])
 
 
@@ -127,13 +108,14 @@ def convert(network: Network, wanted: Wanted) -> str:
         ConfigError: the output exists, the format has no such network, or the architecture is
             not fully known.
     """
+    check_format(network, wanted.target)
     path = _output_file(wanted)
     _refuse_options(wanted)
     if wanted.target is Format.LIDARSSL:
         lines = _write_own(network, wanted, path)
     else:
         content = foreign_content(network, wanted.target, wanted.layout)
-        with _writing(path):
+        with writing(path):
             write_foreign(path, content)
         lines = _lacks(network, wanted.target)
     use = _use(network, wanted.target, path)
@@ -167,27 +149,6 @@ def _use(network: Network, target: Format, path: Path) -> str:
     return f"{code} takes it as {option}, of {name}"
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Make the folder of a file, and say so where it cannot be written.
-
-    Raises:
-        ConfigError: in the place of what the writers raise, each its own.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
-        said = _WRITER.sub("", said)
-        raise ConfigError(
-            f"cannot be written ({said})",
-            path=path,
-            field="--output",
-            remedy="choose a place where you may write and that has room",
-        ) from error
-
-
 def _output_file(wanted: Wanted) -> Path:
     path = wanted.output
     own = wanted.target is Format.LIDARSSL
@@ -202,11 +163,7 @@ def _output_file(wanted: Wanted) -> Path:
         )
     if own and path.suffix != _OWN_SUFFIX:
         path = path / checkpoints.WEIGHTS_FILE
-    for file in (path, path.with_suffix(".json"))[: 2 if own else 1]:
-        if file.exists() and not wanted.overwrite:
-            raise ConfigError(
-                "exists", path=file, field="--output", remedy="choose another, or add --overwrite"
-            )
+    keep_existing((path, path.with_suffix(".json"))[: 2 if own else 1], wanted)
     return path
 
 
@@ -235,13 +192,8 @@ def _write_own(network: Network, wanted: Wanted, path: Path) -> list[str]:
     backbone = schema.build_backbone(node, seed=0)
     _check_voxels(backbone)
     _fill(backbone, network, built)
-    card = replace(network.card or checkpoints.Card(built), architecture=built)
-    if wanted.licence is not None:
-        card = replace(card, licence=wanted.licence)
-    if wanted.data is not None:
-        card = replace(card, data=tuple(wanted.data))
-    with _writing(path):
-        checkpoints.save(path, backbone, card)
+    with writing(path):
+        checkpoints.save(path, backbone, card_of(built, network.card, wanted))
     shown = ("rule", "point_range", "fov", "grids", "voxel_size", "added_height", "inputs")
     return [f"  {name:<13}{built.init_args[name]}" for name in shown if name in built.init_args]
 
@@ -316,7 +268,7 @@ def backbone_arguments(network: Network, wanted: Wanted) -> checkpoints.Architec
         hint = "docs/backbones.md lists them"
     if "head_channels" in content:
         content["head_channels"] = None
-    arguments = _complete(cls, content, wanted.options, hint)
+    arguments = complete_arguments(cls, content, wanted.options, hint)
     if wanted.like is None and network.card is None:
         given = {word.removeprefix("--").partition("=")[0].split(".")[0] for word in wanted.options}
         _demand(network, given | content.keys())
@@ -332,33 +284,6 @@ def _check_class(network: Network, card: checkpoints.Card, cls: type) -> None:
             field="architecture.class_path",
             remedy="add --like RECIPE, to take class and arguments from a recipe",
         )
-
-
-def _complete(
-    cls: type, content: dict[str, Any], words: Sequence[str], hint: str
-) -> dict[str, Any]:
-    """Every argument of a backbone as plain values: those given, the words, and the defaults.
-
-    Raises:
-        ConfigError: an unknown argument (names the closest) or a wrong value.
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls)
-    try:
-        override(cls, content, words)
-        explain(cls, content)
-        config = parser.parse_object(content, defaults=True)
-    except ConfigError as error:
-        remedy = "; ".join(filter(None, ((error.remedy or "").strip(), hint)))
-        raise type(error)(error.problem, field=error.field, remedy=remedy) from None
-    except ArgumentError as error:
-        raise ConfigError(" ".join(str(error).split())[:300], remedy=hint) from None
-    plain: dict[str, Any] = yaml.safe_load(
-        parser.dump(config, skip_none=False, skip_validation=True)
-    )
-    return plain
 
 
 def _demand(network: Network, known: set[str]) -> None:
@@ -383,13 +308,3 @@ def _backbone_of(recipe: str) -> dict[str, Any]:
         node = node.get("init_args", node)
     found: dict[str, Any] = node["backbone"]
     return found
-
-
-def _of_card(card: checkpoints.Card) -> dict[str, str]:
-    rows = {
-        "method": card.recipe,
-        "data": ", ".join(card.data),
-        "steps": str(card.step or ""),
-        "licence": card.licence,
-    }
-    return {name: text for name, text in rows.items() if text}

@@ -11,7 +11,14 @@ import torch
 from lidarssl import checkpoints
 from lidarssl.distributed import rank
 from lidarssl.errors import ConfigError, DataError
-from lidarssl.experiments.labelled import Labelled, labelled_frames, lookup_confusion
+from lidarssl.experiments.image_downstream import evaluate_frames, judged_recipe, run_images
+from lidarssl.experiments.labelled import (
+    IMAGE_FIELDS,
+    Labelled,
+    check_classes,
+    labelled_frames,
+    lookup_confusion,
+)
 from lidarssl.experiments.pictures import (
     PictureBook,
     picture_frame,
@@ -31,20 +38,15 @@ from lidarssl.experiments.record import (
     refuse_other_run,
     skipped_note,
 )
-from lidarssl.experiments.scoring import (
-    class_row,
-    efficiency_row,
-    pooled,
-    score_table,
-    write_metrics,
-)
+from lidarssl.experiments.scoring import save_scores, score_table
 from lidarssl.experiments.voting import check_votes, voted_confusion
 from lidarssl.frame import Field
 from lidarssl.metrics.segmentation import PROTOCOLS
 from lidarssl.recipes import files
-from lidarssl.recipes.schema import LoadedRecipe, ProbeRecipe, SegmentationRecipe, load
-from lidarssl.report.build import build_report
-from lidarssl.report.schema import LOOK_UP, RANDOM_INIT, Protocol, ProtocolNote, Results
+from lidarssl.recipes.kinds import ImageSegmentationRecipe, ProbeRecipe, SegmentationRecipe
+from lidarssl.recipes.schema import LoadedRecipe, load
+from lidarssl.report.build import HTML_FILE, build_report
+from lidarssl.report.schema import LOOK_UP, RANDOM_INIT, Protocol, ProtocolNote
 from lidarssl.tasks.semantic import (
     SemanticSegmentation,
     adapt_batch_norm,
@@ -52,7 +54,7 @@ from lidarssl.tasks.semantic import (
     label_counts,
 )
 from lidarssl.training.fit import choose_device, fit
-from lidarssl.training.loading import check_needs
+from lidarssl.training.requirements import check_needs
 from lidarssl.transforms.base import Transform
 
 POINTS = {
@@ -82,7 +84,7 @@ def run_downstream(
     """Run a probe or segmentation recipe, with the look-up baseline beside it.
 
     Args:
-        loaded: a recipe of either kind.
+        loaded: a recipe of any kind but a pretraining.
         verb: ``probe`` or ``finetune``.
         run: the run folder.
         checkpoint: pretrained weights; None = random initialisation.
@@ -112,14 +114,18 @@ def run_downstream(
     recorder = Recorder(
         run, recipe.about.title or run.name, command, settings.seed, loaded.resolved
     )
+    images = isinstance(recipe, ImageSegmentationRecipe)
     frames = labelled_frames(
         recipe.dataset, recipe.train_split, recipe.val_split, recipe.label_skip,
-        settings.workers, recipe.eval_batch_size,
+        settings.workers, recipe.eval_batch_size, IMAGE_FIELDS if images else Field.SEMANTIC,
     )  # fmt: skip
     recorder.notes.extend(frames.notes)
     note = recipe.dataset.fraction_note(recipe.train_split, recipe.label_skip)
     recorder.notes.extend([note] if note else [])
     device = choose_device(settings.accelerator)
+    if images:
+        run_images(loaded, frames, device, recorder, checkpoint, resume, progress)
+        return build_report(run) if rank() == 0 else run / HTML_FILE
     if cached:
         probes = ProbeRun(loaded, frames, device, recorder, seeds, progress)
         judged = probes.judge(checkpoint, baseline)
@@ -129,14 +135,14 @@ def run_downstream(
         keys = ("backbone",) if cached else ("task", "backbone")
         _finish(loaded, keys, judged, frames, device, recorder)
         return build_report(run)
-    return run / "report.html"
+    return run / HTML_FILE
 
 
 def _check_options(recipe: Any, verb: str, resume: bool, seeds: int) -> None:
     cached = isinstance(recipe, ProbeRecipe)
     if verb == "finetune" and recipe.task.freeze:
         raise ConfigError(
-            "the recipe's task freezes its backbone",
+            "the recipe's task freezes what was pretrained",
             field="task.freeze",
             remedy="run it with `lidarssl probe`, or set --task.freeze false",
         )
@@ -186,13 +192,7 @@ def train_task(
 ) -> SemanticSegmentation:
     """Train all weights, or the head alone when the task freezes its backbone."""
     task = recipe.task
-    if task.num_classes != len(recipe.dataset.classes):
-        raise ConfigError(
-            f"the task has {task.num_classes} classes, '{recipe.dataset.name}' has "
-            f"{len(recipe.dataset.classes)} (the ignored one included)",
-            field="task.num_classes",
-            remedy=f"set it to {len(recipe.dataset.classes)}",
-        )
+    check_classes(task.num_classes, recipe.dataset)
     mixing = task.mixing_of(recipe.dataset, frames.train)
     if task.weighting != "none":
         task.set_class_weights(label_counts(frames.batches(frames.train), task.num_classes))
@@ -230,25 +230,11 @@ def _finish(
     matrices = {one.method: one.matrices for one in judged}
     with recorder.stage("look-up", "the baseline without a network"):
         matrices[LOOK_UP] = [lookup_confusion(frames)]
-    protocols = dict.fromkeys(matrices, protocol) | {LOOK_UP: Protocol.LOOKUP}
     book = PictureBook(run, frames.dataset)
     for one in judged:
         add_downstream_pictures(one.task, frames, recipe.val_split, book, one.method, device)
-    Results(
-        f"{len(frames.val)} frames of {recipe.dataset.name}/{recipe.val_split}, "
-        f"{len(recipe.dataset.classes) - 1} classes",
-        protocols=(ProtocolNote(protocol, DESCRIPTIONS[protocol], recorder.command),),
-        efficiency=tuple(
-            efficiency_row(method, protocols[method], frames, seeds)
-            for method, seeds in matrices.items()
-        ),
-        classes=tuple(
-            class_row(method, protocols[method], frames, pooled(seeds))
-            for method, seeds in matrices.items()
-        ),
-        pictures=tuple(book.records),
-    ).save(run)
-    write_metrics(run, matrices, frames)
+    note = ProtocolNote(protocol, DESCRIPTIONS[protocol], recorder.command)
+    save_scores(run, matrices, note, frames, recipe.val_split, book.records)
     recorder.save()
 
 
@@ -290,7 +276,11 @@ def evaluate_run(
                 remedy=f"choose one of {', '.join(known)}",
             )
     check_votes(votes, votes_drop_path, points)
-    loaded = load(str(_recipe_of(run)), overrides)
+    path = recipe_of(run)
+    if files.read(path)["kind"] == "image_segmentation":
+        _refuse_point_options(points, votes)
+        return _evaluate_images(run, path, split, protocol, overrides, progress)
+    loaded = load(str(path), overrides)
     recipe: Any = loaded.recipe
     cached = isinstance(recipe, ProbeRecipe)
     task = _judged_task(recipe, run)
@@ -315,6 +305,32 @@ def evaluate_run(
     return "\n\n".join([score_table(matrix, recipe.dataset, protocol), *notes])
 
 
+def _evaluate_images(
+    run: Path,
+    path: Path,
+    split: str | None,
+    protocol: str,
+    overrides: Sequence[str],
+    progress: bool,
+) -> str:
+    """The same of a run that segments images."""
+    recipe = judged_recipe(run, path, overrides)
+    dataset, asked = recipe.dataset, split or recipe.val_split
+    check_needs(IMAGE_FIELDS, dataset, asked, "evaluation", points=False)
+    matrices = evaluate_frames(recipe, dataset, dataset.frames(asked), progress)
+    return score_table(matrices.sum(0), dataset, protocol, "pixels")
+
+
+def _refuse_point_options(points: str, votes: int) -> None:
+    for option, asked in (("--points", points != "all"), ("--votes", votes > 1)):
+        if asked:
+            raise ConfigError(
+                "the run segments images, and the option is about scans",
+                field=option,
+                remedy="leave it out",
+            )
+
+
 def _judged_task(recipe: ProbeRecipe | SegmentationRecipe, run: Path) -> SemanticSegmentation:
     """The task of a recipe with the weights of a finished run."""
     task = (
@@ -337,7 +353,7 @@ def _thinning(task: SemanticSegmentation, points: str) -> list[Transform]:
     return steps
 
 
-def _recipe_of(run: Path) -> Path:
+def recipe_of(run: Path) -> Path:
     """The recipe of a run that has been judged.
 
     Raises:

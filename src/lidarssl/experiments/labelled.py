@@ -15,8 +15,12 @@ from lidarssl.errors import ConfigError
 from lidarssl.frame import Batch, Field, FrameId
 from lidarssl.metrics.lookup import LookupBins, count_cells, predict, table_from_counts
 from lidarssl.metrics.segmentation import confusion
-from lidarssl.training.loading import FrameSource, check_needs, evaluation_batches
+from lidarssl.training.loading import FrameSource, evaluation_batches
+from lidarssl.training.requirements import check_needs
 from lidarssl.transforms.base import Transform
+
+IMAGE_FIELDS = Field.IMAGES | Field.IMAGE_LABELS
+"""What a frame is read with where images are segmented."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Labelled:
         val: ids to evaluate on.
         listed: frames that the protocol's list for this share names, on disk or not; None = there
             is no such list.
+        fields: what a frame is read with.
     """
 
     dataset: Dataset
@@ -38,15 +43,18 @@ class Labelled:
     workers: int
     batch_size: int
     listed: int | None = None
+    fields: Field = Field.SEMANTIC
 
     def batches(
         self,
         ids: Sequence[FrameId],
         backbone: Backbone | None = None,
         transforms: Sequence[Transform] = (),
+        fields: Field | None = None,
     ) -> Iterator[Batch]:
-        """Frames with labels and without images, in order."""
-        source = FrameSource(self.dataset, ids, Field.SEMANTIC, transforms, seed=0)
+        """Frames with ``fields``, by default all that a frame is read with, in order."""
+        wanted = self.fields if fields is None else fields
+        source = FrameSource(self.dataset, ids, wanted, transforms, seed=0)
         prepare = None if backbone is None else backbone.prepare
         return evaluation_batches(source, self.batch_size, self.workers, prepare)
 
@@ -63,9 +71,18 @@ class Labelled:
 
 
 def labelled_frames(
-    dataset: Dataset, train_split: str, val_split: str, skip: int, workers: int, batch_size: int
+    dataset: Dataset,
+    train_split: str,
+    val_split: str,
+    skip: int,
+    workers: int,
+    batch_size: int,
+    fields: Field = Field.SEMANTIC,
 ) -> Labelled:
     """The frames of a downstream experiment.
+
+    Args:
+        fields: what a frame is read with: labels of points, or images and theirs.
 
     Raises:
         ConfigError: a split has no labels or no frames, or ``skip`` leaves none.
@@ -74,8 +91,9 @@ def labelled_frames(
         raise ConfigError(
             f"{batch_size} frames are no batch", field="eval_batch_size", remedy="give 1 or more"
         )
+    who = "semantic segmentation" if Field.SEMANTIC in fields else "image segmentation"
     for split in (train_split, val_split):
-        check_needs(Field.SEMANTIC, dataset, split, "semantic segmentation")
+        check_needs(fields, dataset, split, who, points=Field.SEMANTIC in fields)
     pool, train = dataset.frames(train_split), _fraction(dataset, train_split, skip)
     val = dataset.frames(val_split)
     if not val:
@@ -85,7 +103,23 @@ def labelled_frames(
             remedy="choose another split",
         )
     listed = dataset.fraction_size(train_split, skip)
-    return Labelled(dataset, train, len(train) / len(pool), val, workers, batch_size, listed)
+    share = len(train) / len(pool)
+    return Labelled(dataset, train, share, val, workers, batch_size, listed, fields)
+
+
+def check_classes(num_classes: int, dataset: Dataset) -> None:
+    """Compare a task with the dataset that it is to learn.
+
+    Raises:
+        ConfigError: it has another number of classes.
+    """
+    if num_classes != len(dataset.classes):
+        raise ConfigError(
+            f"the task has {num_classes} classes, '{dataset.name}' has "
+            f"{len(dataset.classes)} (the ignored one included)",
+            field="task.num_classes",
+            remedy=f"set it to {len(dataset.classes)}",
+        )
 
 
 def _fraction(dataset: Dataset, split: str, skip: int) -> list[FrameId]:

@@ -9,9 +9,11 @@ from lidarssl.experiments.class_prototypes import olivine_classes
 from lidarssl.experiments.distillation import scalr_features
 from lidarssl.experiments.occupancy import also_occupancy
 from lidarssl.experiments.pictures import PictureBook
+from lidarssl.experiments.retrieval import add_pair
 from lidarssl.frame import Frame
 from lidarssl.methods.also import Also
 from lidarssl.methods.base import Method
+from lidarssl.methods.clcp import Clcp
 from lidarssl.methods.nclr import Nclr
 from lidarssl.methods.olivine import Olivine
 from lidarssl.methods.scalr import Scalr
@@ -60,3 +62,9 @@ def _(method: Olivine, frame: Frame, book: PictureBook) -> None:
 def _(method: Nclr, frame: Frame, book: PictureBook) -> None:
     if frame.cameras:
         calibrated(method, frame, book)
+
+
+@add_method_pictures.register
+def _(method: Clcp, frame: Frame, book: PictureBook) -> None:
+    if frame.cameras:
+        add_pair(method, frame, book)

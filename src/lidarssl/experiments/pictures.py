@@ -80,7 +80,7 @@ class PictureBook:
     def add(
         self, name: str, figure: FigureData, title: str, caption: str, section: Section
     ) -> None:
-        file = f"figures/{_slug(self.part)}_{name}.npz" if self.part else f"figures/{name}.npz"
+        file = f"figures/{slug(self.part)}_{name}.npz" if self.part else f"figures/{name}.npz"
         figure.save(self.run / file)
         title = f"{self.part}: {title}" if self.part else title
         self.records.append(PictureRecord(file, title, caption, section))
@@ -208,7 +208,7 @@ class PictureBook:
         known = torch.isfinite(features).all(1)
         unknown = "" if bool(known.all()) else " Dark: outside the network's grid, no features."
         self.add(
-            f"pca_{_slug(name)}",
+            f"pca_{slug(name)}",
             FeaturePca(self.points_of(frame), features.numpy()),
             f"Features: {name}",
             f"The three main directions of the features as red, green, blue. {caption}{unknown}",
@@ -217,7 +217,7 @@ class PictureBook:
         query, what = query_point(frame, self.dataset.of(frame.id).classes, known)
         camera = _camera_of(frame, query)
         self.add(
-            f"similarity_{_slug(name)}",
+            f"similarity_{slug(name)}",
             Similarity(self.points_of(frame), features.numpy(), query, *camera),
             f"Similarity: {name}",
             f"Cosine similarity of every point to the ringed one ({what}). "
@@ -229,7 +229,7 @@ class PictureBook:
         """Truth, prediction and mistakes of a scan."""
         assert frame.semantic is not None
         self.add(
-            f"prediction_{_slug(name)}",
+            f"prediction_{slug(name)}",
             BevPrediction(
                 self.points_of(frame),
                 predicted.numpy(),
@@ -336,5 +336,5 @@ def _camera_of(frame: Frame, query: int) -> tuple[Array | None, ...]:
     return image.numpy(), pairs.point.numpy(), pairs.row.numpy(), pairs.col.numpy()
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in name.lower())

@@ -27,9 +27,11 @@ from lidarssl.experiments.record import (
     refuse_other_run,
     skipped_note,
 )
+from lidarssl.experiments.retrieval import add_retrieval
 from lidarssl.frame import Batch, FrameId
 from lidarssl.methods.base import Method
-from lidarssl.recipes.schema import LoadedRecipe, PretrainRecipe
+from lidarssl.recipes.kinds import PretrainRecipe
+from lidarssl.recipes.schema import LoadedRecipe
 from lidarssl.report.build import build_report
 from lidarssl.report.schema import Results
 from lidarssl.training.fit import choose_device, fit
@@ -37,11 +39,23 @@ from lidarssl.training.learner import step_generator
 from lidarssl.training.loading import (
     EpochBatches,
     FrameSource,
-    check_needs,
-    check_prepared,
     good_batch,
     training_loader,
 )
+from lidarssl.training.requirements import check_needs, check_prepared
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a pretraining leaves behind.
+
+    Attributes:
+        report: page of the run; beside it the student.
+        said: lines to print.
+    """
+
+    report: Path
+    said: tuple[str, ...] = ()
 
 
 def pretrain_recipe(
@@ -51,7 +65,7 @@ def pretrain_recipe(
     progress: bool,
     command: str,
     overwrite: bool = False,
-) -> Path:
+) -> Pretrained:
     """Run a pretraining recipe.
 
     Args:
@@ -61,9 +75,6 @@ def pretrain_recipe(
         progress: show bars.
         command: what repeats the run.
         overwrite: replace a finished run.
-
-    Returns:
-        The report; beside it ``student.safetensors``.
 
     Raises:
         ConfigError: the folder holds a finished run, or one that another recipe started.
@@ -79,12 +90,14 @@ def pretrain_recipe(
     )
     with recorder.stage("pretrain", f"{recipe.method.title} on unlabelled frames"):
         train_student(recipe, loaded.resolved, run, resume, progress, notes=recorder.notes)
-    if rank() == 0:
-        book = PictureBook(run, recipe.dataset)
-        add_pretraining_pictures(recipe, book)
-        Results("nothing yet: pretraining alone", pictures=tuple(book.records)).save(run)
-        recorder.save()
-    return build_report(run) if rank() == 0 else run / "report.html"
+    if rank() != 0:
+        return Pretrained(run / "report.html")
+    book = PictureBook(run, recipe.dataset)
+    add_pretraining_pictures(recipe, book)
+    said = add_retrieval(recipe.method, recipe, run, book, progress) or ()
+    Results("nothing yet: pretraining alone", pictures=tuple(book.records)).save(run)
+    recorder.save()
+    return Pretrained(build_report(run), tuple(said))
 
 
 def train_student(
@@ -120,7 +133,8 @@ def train_student(
         method, dataset, frames, method.needs,
         method.transforms(training=True), training, run, stage or f"pretrain/{name}",
         prepare=method.lidar_encoder.prepare, resume=resume, progress=progress,
-        append_metrics=append_metrics, val_ids=held_out, val_transforms=method.transforms(training=False),
+        append_metrics=append_metrics, val_ids=held_out,
+        val_transforms=method.transforms(training=False),
     )  # fmt: skip
     if result.interrupted:
         raise KeyboardInterrupt

@@ -14,7 +14,8 @@ from torch import Tensor
 from lidarssl.backbones.base import Backbone
 from lidarssl.experiments.labelled import Labelled
 from lidarssl.experiments.record import Recorder, architecture, load_backbone
-from lidarssl.recipes.schema import LoadedRecipe, ProbeRecipe, build_backbone
+from lidarssl.recipes.kinds import ProbeRecipe
+from lidarssl.recipes.schema import LoadedRecipe, build_backbone
 from lidarssl.report.schema import RANDOM_INIT
 from lidarssl.tasks.probe import probe_task
 from lidarssl.tasks.semantic import SemanticSegmentation, adapt_batch_norm, evaluate

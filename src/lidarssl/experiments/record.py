@@ -212,7 +212,7 @@ def refuse_other_recipe(run: Path, resolved: str) -> None:
         before = files.read(run / RECIPE_FILE)
     except (ConfigError, OSError):
         return
-    found = next(_differences(before, yaml.safe_load(resolved)), None)
+    found = next(differences(before, yaml.safe_load(resolved)), None)
     if found is not None:
         key, old, new = found
         raise ConfigError(
@@ -223,14 +223,14 @@ def refuse_other_recipe(run: Path, resolved: str) -> None:
         )
 
 
-def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Dotted name and both values of what differs between two resolved recipes and is not free."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in dict.fromkeys([*before, *now]):
             old, new = before.get(name), now.get(name)
             # A later version's further option was not there to be chosen; a further dataset was.
             if name in before or (isinstance(new, dict) and "class_path" in new):
-                yield from _differences(old, new, _dotted(key, str(name)))
+                yield from differences(old, new, _dotted(key, str(name)))
     elif before != now and not _is_free(key, before, now):
         yield key, before, now
 

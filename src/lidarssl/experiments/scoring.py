@@ -14,7 +14,15 @@ from lidarssl.datasets.base import Dataset
 from lidarssl.experiments.labelled import Labelled
 from lidarssl.metrics.segmentation import iou_report
 from lidarssl.report.headline import headline
-from lidarssl.report.schema import ClassTableRow, EfficiencyRow, Protocol, Results
+from lidarssl.report.schema import (
+    LOOK_UPS,
+    ClassTableRow,
+    EfficiencyRow,
+    PictureRecord,
+    Protocol,
+    ProtocolNote,
+    Results,
+)
 from lidarssl.report.scores import ScoreTable, summarise
 
 
@@ -45,6 +53,41 @@ def class_row(method: str, protocol: Protocol, frames: Labelled, matrix: Tensor)
     )
 
 
+def save_scores(
+    run: Path,
+    matrices: Mapping[str, Sequence[Tensor]],
+    note: ProtocolNote,
+    frames: Labelled,
+    split: str,
+    pictures: Sequence[PictureRecord],
+) -> None:
+    """``results.json`` and ``metrics.json`` of a run.
+
+    Args:
+        matrices: of every method, one per seed, (C, C) int64.
+        note: how the networks were judged.
+        split: of the frames that were judged on.
+    """
+    protocols = {
+        method: Protocol.LOOKUP if method in LOOK_UPS else note.protocol for method in matrices
+    }
+    Results(
+        f"{len(frames.val)} frames of {frames.dataset.name}/{split}, "
+        f"{len(frames.dataset.classes) - 1} classes",
+        protocols=(note,),
+        efficiency=tuple(
+            efficiency_row(method, protocols[method], frames, seeds)
+            for method, seeds in matrices.items()
+        ),
+        classes=tuple(
+            class_row(method, protocols[method], frames, pooled(seeds))
+            for method, seeds in matrices.items()
+        ),
+        pictures=tuple(pictures),
+    ).save(run)
+    write_metrics(run, matrices, frames)
+
+
 def write_metrics(run: Path, matrices: Mapping[str, Sequence[Tensor]], frames: Labelled) -> None:
     """``metrics.json``: every score of every method over its seeds together, and each seed's."""
     names, count = frames.dataset.classes.names, len(frames.val)
@@ -71,11 +114,11 @@ def outcome(run: Path) -> str:
     return "\n".join([*lines, *([said.verdict] if said.column else [])])
 
 
-def score_table(matrix: Tensor, dataset: Dataset, protocol: str) -> str:
-    """Per-class IoU and the means of a confusion matrix, as text."""
+def score_table(matrix: Tensor, dataset: Dataset, protocol: str, counted: str = "points") -> str:
+    """Per-class IoU and the means of a confusion matrix, as text; it counts points, or pixels."""
     report = iou_report(matrix, protocol)
     width = max(map(len, dataset.classes.names))
-    lines = [f"{'class':<{width}}   IoU %   points"]
+    lines = [f"{'class':<{width}}   IoU %   {counted}"]
     for number, name in enumerate(dataset.classes.names[1:], 1):
         value = float(report.iou[number])
         shown = "    -" if math.isnan(value) else f"{100 * value:5.1f}"

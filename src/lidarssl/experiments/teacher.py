@@ -18,7 +18,8 @@ from lidarssl.metrics.segmentation import confusion, iou_report
 from lidarssl.tasks.image_labels import ImageLabels, predict_labels
 from lidarssl.training.fit import Training, fit
 from lidarssl.training.learner import Optimizer, Schedule
-from lidarssl.training.loading import FrameSource, check_needs, evaluation_batches
+from lidarssl.training.loading import FrameSource, evaluation_batches
+from lidarssl.training.requirements import check_needs
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from lidarssl.experiments.record import RECIPE_FILE
 from lidarssl.frame import Frame
 from lidarssl.methods.also import Also
 from lidarssl.methods.base import Method
-from lidarssl.recipes.schema import PretrainRecipe, load
+from lidarssl.recipes.kinds import PretrainRecipe
+from lidarssl.recipes.schema import load
 from lidarssl.report.viewer import Scene, feature_colors, view
 from lidarssl.weights import read_content, state_of
 

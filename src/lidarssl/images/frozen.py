@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Self
 
 import torch
@@ -13,6 +14,8 @@ from lidarssl.images.base import ImageEncoder
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Colours from -1 to 1, which many vision transformers of timm were trained on.
+HALF = (0.5, 0.5, 0.5)
 
 
 class FreezableEncoder(ImageEncoder):
@@ -50,8 +53,16 @@ class FreezableEncoder(ImageEncoder):
         """Features of images that are already normalised: the network itself."""
 
     def forward(self, images: Tensor) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.features((images - self.mean) / self.std)
+        with self.recording():
+            return self.features(self.normalised(images))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] by the statistics of those that the encoder was trained on."""
+        return (images - self.mean) / self.std
+
+    def recording(self) -> AbstractContextManager[object]:
+        """Record no graph while the encoder is frozen."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen)
 
     def freeze(self) -> Self:
         """Stop every parameter from training, for good."""

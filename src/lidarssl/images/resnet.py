@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from lidarssl.errors import ConfigError, DataError, require
 from lidarssl.images.frozen import FreezableEncoder
-from lidarssl.images.weights import OriginalLayout, build_encoder
+from lidarssl.images.weights import OriginalLayout, build_encoder, find_network
 
 # depth -> (block, blocks per stage, channels per stage)
 _ARCHITECTURES: dict[int, tuple[str, list[int], list[int]]] = {
@@ -81,8 +82,7 @@ def _build(depth: int, weights: str | Path | None) -> Any:
     block, depths, channels = _architecture(depth)
     config = transformers.ResNetConfig(layer_type=block, depths=depths, hidden_sizes=channels)
     layout = OriginalLayout(
-        _TORCHVISION_ANCHOR,
-        _TORCHVISION_HEADS,
+        partial(find_network, anchor=_TORCHVISION_ANCHOR, heads=_TORCHVISION_HEADS),
         shapes=lambda: _torchvision_shapes(transformers.ResNetModel(config)),
         to_transformers=lambda state: {transformers_key(key): state[key] for key in state},
     )

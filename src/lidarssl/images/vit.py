@@ -49,8 +49,8 @@ class ViT(FreezableEncoder):
         checkpointing: recompute each block in the backward pass instead of keeping it in memory.
 
     Raises:
-        ConfigError: the architecture does not exist or has no position embeddings to resample,
-            or ``weights`` cannot be read.
+        ConfigError: architecture or normalisation do not exist, there are no position embeddings
+            to resample, or ``weights`` cannot be read.
         DataError: the weights file is unsafe, damaged or of another network.
     """
 
@@ -67,7 +67,9 @@ class ViT(FreezableEncoder):
         shape = _named(architecture) if isinstance(architecture, str) else architecture
         from_timm = isinstance(architecture, str) and architecture in TIMM_ARCHITECTURES
         normalization = normalization or ("half" if from_timm else "imagenet")
-        super().__init__(shape.width, shape.patch_size, *_STATISTICS[normalization])
+        if normalization not in STATISTICS:
+            raise unknown_name("normalization", normalization, STATISTICS)
+        super().__init__(shape.width, shape.patch_size, *STATISTICS[normalization])
         self.architecture, self.final_norm, self.normalization = shape, final_norm, normalization
         if positions is None and shape.family != "dinov3":
             positions = "antialiased" if from_timm or shape.registers else "offset"
@@ -95,12 +97,17 @@ class ViT(FreezableEncoder):
         """Take over the weights of a checkpoint.
 
         Args:
-            state: exactly the tensors of ``ViTArchitecture.shapes``.
+            state: exactly the tensors of ``ViTArchitecture.shapes``; those of the final norm are
+                not needed without it.
             source: where they are from, for messages.
 
         Raises:
             DataError: a tensor is missing, unknown or of another shape.
         """
+        if not self.final_norm:
+            width = self.out_channels
+            unread = {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
+            state = {**unread, **state}
         filled = filled_model(self.architecture, state, source).state_dict()
         self.model.load_state_dict({key: filled[key] for key in self.model.state_dict()})
 
@@ -159,7 +166,7 @@ def _named(name: str) -> ViTArchitecture:
 
 
 _FINAL_NORM = {"dino": "layernorm", "dinov2": "layernorm", "dinov3": "norm"}
-_STATISTICS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": (HALF, HALF)}
+STATISTICS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": (HALF, HALF)}
 
 
 def _build(shape: ViTArchitecture, weights: str | Path | None, positions: Positions | None) -> Any:
@@ -194,9 +201,7 @@ def _resample_for_model(
     )  # fmt: skip
 
 
-def filled_model(
-    shape: ViTArchitecture, state: Mapping[str, Tensor], source: str | Path
-) -> Any:
+def filled_model(shape: ViTArchitecture, state: Mapping[str, Tensor], source: str | Path) -> Any:
     """The model of transformers, as it is there, with the weights of a checkpoint.
 
     Args:

@@ -1,4 +1,4 @@
-"""Shapes of the vision transformers of DINO, DINOv2 and DINOv3."""
+"""Shapes of the vision transformers of timm, DINO, DINOv2 and DINOv3."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ class ViTArchitecture:
     """Shape of a vision transformer with square patches.
 
     Args:
-        family: ``dino`` (Caron et al. 2021), ``dinov2`` (Oquab et al. 2023: layer scale) or
-            ``dinov3`` (Siméoni et al. 2025: rotary positions, no bias of the keys).
+        family: ``dino`` (Caron et al. 2021, and the plain ones of timm), ``dinov2`` (Oquab et
+            al. 2023: layer scale) or ``dinov3`` (Siméoni et al. 2025: rotary positions, no bias
+            of the keys).
         image_size: pixels per side that the position embeddings were trained on; ``dinov3`` has
             none, its rotary positions fit every size.
         patch_size: pixels per side of a patch.
@@ -104,7 +105,21 @@ def _dinov3(width: int, depth: int, heads: int, swiglu: bool = False) -> ViTArch
     return ViTArchitecture("dinov3", 224, 16, width, depth, heads, 4, swiglu, norm_eps=1e-5)
 
 
-ARCHITECTURES = {
+def _timm(patch_size: int, width: int, depth: int = 12) -> ViTArchitecture:
+    return ViTArchitecture("dino", 224, patch_size, width, depth, width // 64)
+
+
+# The weights of these names were trained on colours from -1 to 1 (Steiner et al. 2021, AugReg).
+TIMM_ARCHITECTURES = {
+    "vit_tiny_patch16_224": _timm(16, 192),
+    "vit_small_patch32_224": _timm(32, 384),
+    "vit_small_patch16_224": _timm(16, 384),
+    "vit_base_patch32_224": _timm(32, 768),
+    "vit_base_patch16_224": _timm(16, 768),
+    "vit_base_patch8_224": _timm(8, 768),
+    "vit_large_patch16_224": _timm(16, 1024, 24),
+}
+ARCHITECTURES = TIMM_ARCHITECTURES | {
     "dino_vits16": ViTArchitecture("dino", 224, 16, 384, 12, 6),
     "dino_vits8": ViTArchitecture("dino", 224, 8, 384, 12, 6),
     "dino_vitb16": ViTArchitecture("dino", 224, 16, 768, 12, 12),

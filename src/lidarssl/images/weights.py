@@ -25,6 +25,9 @@ PREFIXES = (
     "backbone.",
     "module.",  # SwAV, DeepCluster v2
     "encoder.",  # SLidR, PPKT, OLIVINE
+    "image_encoder.model.",  # CLCP
+    "backbone.timm_model.",  # mmsegmentation, as CLCP finetunes
+    "model.",  # LIP-Loc, lidarssl
 )
 # What a transformers checkpoint may hold beside the encoder.
 TRANSFORMERS_HEADS = ("classifier.", "pooler.", "lm_head.", "decoder.")
@@ -37,14 +40,13 @@ class OriginalLayout:
     """How the files of a network's own authors hold it.
 
     Attributes:
-        anchor: a key that the network is known by.
-        heads: key prefixes of its heads, which are left out.
+        find: the tensors of the network inside a checkpoint, without prefix and heads; None where
+            there is none.
         shapes: returns the shape of every tensor, by key.
         to_transformers: the tensors under the keys of transformers' checkpoint files.
     """
 
-    anchor: str
-    heads: Sequence[str]
+    find: Callable[[Mapping[str, Tensor]], dict[str, Tensor] | None]
     shapes: Callable[[], Mapping[str, tuple[int, ...]]]
     to_transformers: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -75,11 +77,11 @@ def build_encoder(
     state = None
     if not is_pretrained_source(weights):
         state = read_state(weights, CONTAINERS)
-        original = find_network(state, layout.anchor, layout.heads)
+        original = layout.find(state)
         if original is not None:
             check_shapes(original, layout.shapes(), weights)
             state = layout.to_transformers(original)
-    return _load_transformers(model_class, config, weights, state, arguments)
+    return load_transformers(model_class, config, weights, state, arguments)
 
 
 def find_network(
@@ -128,14 +130,24 @@ def check_shapes(
     _raise_mismatch(problems, source)
 
 
-def _load_transformers(
+def load_transformers(
     model_class: Any,
     config: Any,
     source: str | Path,
     state: dict[str, Tensor] | None,
     arguments: Mapping[str, Any],
 ) -> Any:
-    """Fill all weights of a model, from ``source`` itself where ``state`` is None."""
+    """A transformers model with all of its weights.
+
+    Args:
+        model_class, config, arguments: of the model, as for :func:`build_encoder`.
+        source: where the weights are from; they are read from it where ``state`` is None.
+        state: the weights under the keys of transformers' checkpoint files.
+
+    Raises:
+        DataError: a tensor is missing, unknown or of another shape.
+        ConfigError: ``source`` cannot be read.
+    """
     with quiet_transformers():
         try:
             model, report = model_class.from_pretrained(

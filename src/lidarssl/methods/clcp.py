@@ -111,6 +111,8 @@ class Clcp(Method):
             is log(temperature) at the start, and the factor of the cosines at most 100.
             ``published``: t is ``temperature`` itself, so that 0.07 starts as 1.07, and nothing
             is clamped.
+        image_pooling: ``encoder``: the encoder's own vector of an image, of a vision transformer
+            its class token; ``mean`` over the cells of its map.
         lidar: see there.
         view: see there.
         negatives: ``global`` contrasts with the rows of every process, so that the number of
@@ -133,6 +135,7 @@ class Clcp(Method):
         embedding: int = 384,
         temperature: float = 0.07,
         temperature_form: Literal["clip", "published"] = "clip",
+        image_pooling: Literal["encoder", "mean"] = "encoder",
         lidar: LidarBranch | None = None,
         view: PairView | None = None,
         negatives: Negatives = "global",
@@ -152,6 +155,7 @@ class Clcp(Method):
         self.lidar_head = _projection(self.lidar.projection, backbone.out_channels, embedding)
         self.lidar_pool = AttentionPool(embedding) if self.lidar.pooling == "attention" else None
         self.temperature_form, self.negatives = temperature_form, negatives
+        self.image_pooling = image_pooling
         self.same_sequence = same_sequence
         start = temperature if temperature_form == "published" else math.log(temperature)
         self.log_temperature = nn.Parameter(torch.tensor(start))
@@ -186,7 +190,11 @@ class Clcp(Method):
     def embed_images(self, batch: Batch) -> Tensor:
         """Unit vector of every image, (B, embedding)."""
         assert batch.images is not None
-        return F.normalize(self.image_head(self.image_encoder.pooled(batch.images)), dim=1)
+        if self.image_pooling == "encoder":
+            features = self.image_encoder.pooled(batch.images)
+        else:
+            features = self.image_encoder(batch.images).mean(dim=(2, 3))
+        return F.normalize(self.image_head(features), dim=1)
 
     def embed_scans(self, batch: Batch) -> Tensor:
         """Unit vector of every scan, (B, embedding); zeros of one without points."""

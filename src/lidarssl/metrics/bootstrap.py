@@ -1,4 +1,4 @@
-"""A score over seeds: mean, spread and confidence interval."""
+"""A score over seeds or over frames: mean, spread and confidence interval."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,50 @@ def bootstrap_interval(
     values = _checked(scores, confidence)
     drawn = torch.randint(len(values), (resamples, len(values)), generator=generator)
     means = values[drawn].mean(dim=1)
+    return percentiles(means, confidence)
+
+
+def frame_draws(frames: int, resamples: int, generator: torch.Generator) -> Tensor:
+    """How often each frame is in each of several sets drawn with replacement (Efron, 1979).
+
+    Args:
+        frames: how many there are, and in each set.
+        generator: CPU generator of the draws.
+
+    Returns:
+        (resamples, frames) float64, rows that sum to ``frames``.
+    """
+    drawn = torch.randint(frames, (resamples, frames), generator=generator)
+    counts = torch.zeros(resamples, frames, dtype=torch.float64)
+    return counts.scatter_add_(1, drawn, torch.ones_like(counts))
+
+
+def resampled_miou(matrices: Tensor, draws: Tensor) -> Tensor:
+    """mIoU (variant ``nan``, class 0 ignored) of sets of frames.
+
+    Args:
+        matrices: (F, C, C) confusion matrix of each frame, rows truth.
+        draws: (R, F) how often each frame counts.
+
+    Returns:
+        (R,) float64 in [0, 1]; NaN for a set without a labelled pixel.
+    """
+    counts, draws = matrices.double(), draws.double()
+    hits = draws @ counts.diagonal(dim1=1, dim2=2)[:, 1:]
+    truth = draws @ counts[:, 1:].sum(2)
+    predicted = draws @ counts[:, 1:, 1:].sum(1)
+    return (hits / (truth + predicted - hits)).nanmean(1)
+
+
+def percentiles(values: Tensor, confidence: float = 0.95) -> tuple[float, float]:
+    """The middle ``confidence`` of resampled scores (R,), NaN left out; NaN where all are."""
     tail = (1 - confidence) / 2
-    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    edges = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+    low, high = values.double().nanquantile(edges).tolist()
     return low, high
 
 
-def _checked(scores: Sequence[float], confidence: float) -> torch.Tensor:
+def _checked(scores: Sequence[float], confidence: float) -> Tensor:
     if not scores:
         raise ValueError("no scores to summarise")
     if not 0 < confidence < 1:

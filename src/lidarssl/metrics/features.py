@@ -1,8 +1,7 @@
-"""What features look like without labels: collapse, spread, cross-modal retrieval."""
+"""What features look like without labels: collapse and spread."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,59 +51,3 @@ def mean_cosine(features: Tensor) -> float:
     count = unit.shape[0]
     pairs = unit.sum(0).square().sum() - unit.square().sum()
     return float(pairs / (count * (count - 1))) if count > 1 else float("nan")
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """How well a query finds its partner among N candidates; chance recall is k / N.
-
-    Attributes:
-        recall: k -> fraction of queries whose partner ranks at most k.
-        median_rank, mean_reciprocal_rank: of the partner; 1 is best.
-        count: N, on which recall depends.
-    """
-
-    recall: dict[int, float]
-    median_rank: float
-    mean_reciprocal_rank: float
-    count: int
-
-
-def retrieval(queries: Tensor, candidates: Tensor, ks: Sequence[int] = (1, 5, 10)) -> Retrieval:
-    """Retrieval by cosine of paired embeddings, from queries to candidates.
-
-    Args:
-        queries, candidates: (N, C), N >= 1; row i of one belongs to row i of the other.
-        ks: ranks at which recall is taken.
-    """
-    ranks = match_ranks(queries, candidates)
-    return Retrieval(
-        recall={k: float((ranks <= k).double().mean()) for k in ks},
-        median_rank=float(ranks.quantile(0.5)),
-        mean_reciprocal_rank=float((1 / ranks).mean()),
-        count=ranks.shape[0],
-    )
-
-
-def match_ranks(
-    queries: Tensor, candidates: Tensor, tie: float = 1e-9, chunk: int = 4096
-) -> Tensor:
-    """Rank of each query's partner by cosine: 1 + candidates above it + half of its ties.
-
-    Args:
-        queries, candidates: (N, C).
-        tie: cosines closer than this are equal.
-        chunk: queries compared at once; bounds the memory to chunk x N.
-
-    Returns:
-        (N,) float64 in [1, N].
-    """
-    queries = F.normalize(queries.detach().double(), dim=1)
-    candidates = F.normalize(candidates.detach().double(), dim=1)
-    ranks = [queries.new_empty(0)]
-    for first in range(0, queries.shape[0], chunk):
-        cosine = queries[first : first + chunk] @ candidates.T
-        above = cosine - cosine.diagonal(first)[:, None]
-        ties = (above.abs() <= tie).sum(1) - 1
-        ranks.append(1 + (above > tie).sum(1) + ties / 2)
-    return torch.cat(ranks)

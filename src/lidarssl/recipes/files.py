@@ -11,7 +11,10 @@ import yaml
 
 from lidarssl.errors import ConfigError
 
-KINDS = ("pretrain", "segmentation", "probe")
+KINDS = ("pretrain", "segmentation", "image_segmentation", "probe")
+TRAINED = ("segmentation", "image_segmentation")
+"""Kinds that train a task, whose encoder may be frozen."""
+
 MAX_BYTES = 1 << 20
 
 
@@ -68,7 +71,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def verb(content: dict[str, Any]) -> str:
     """The verb of the command line that runs a recipe."""
-    if content["kind"] != "segmentation":
+    if content["kind"] not in TRAINED:
         return str(content["kind"])
     task = content.get("task")
     arguments = task.get("init_args", task) if isinstance(task, dict) else {}

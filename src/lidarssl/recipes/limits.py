@@ -11,6 +11,7 @@ from lidarssl.backbones.second import Second
 from lidarssl.backbones.voxelnet import VoxelNet
 from lidarssl.backbones.waffleiron import WaffleIron
 from lidarssl.errors import ConfigError
+from lidarssl.images.mask_transformer import MaskTransformerShape
 from lidarssl.methods.also import Also, ScanSampling
 from lidarssl.methods.clcp import Clcp, PairView
 from lidarssl.methods.image_to_lidar import ImageToLidar, PairAugmentation
@@ -22,7 +23,9 @@ from lidarssl.methods.ppkt import Ppkt
 from lidarssl.methods.scalr import Scalr, ViewAugmentation
 from lidarssl.recipes.keys import Section, sections
 from lidarssl.tasks.augmentation import PointAugmentation
+from lidarssl.tasks.image_augmentation import ImageAugmentation
 from lidarssl.tasks.probe import LinearProbe
+from lidarssl.tasks.sliding_window import SlidingWindow
 from lidarssl.training.fit import Training
 from lidarssl.training.learner import Optimizer, Schedule
 from lidarssl.transforms.displacement import Displacement
@@ -193,6 +196,30 @@ LIMITS: dict[type, dict[str, Rule]] = {
     PointAugmentation: {"voxel_size": POSITIVE, "max_points": at_least(1), "scale": FACTORS},
     ScanMixing: {"max_instances": at_least(0), "scale": FACTORS, "polar_probability": SHARE},
     PairAugmentation: {"image_size": PIXELS, "min_pairs": at_least(0), "min_depth": at_least(0)},
+    MaskTransformerShape: {
+        "layers": at_least(1),
+        "heads": at_least(1),
+        "width": at_least(1),
+        "mlp_ratio": at_least(1),
+        "drop_path": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+    },
+    ImageAugmentation: {
+        "crop": PIXELS,
+        "ratio": FACTORS,
+        "base_height": at_least(1),
+        "cat_max_ratio": SHARE,
+        "flip": SHARE,
+        "brightness": SHARE,
+        "contrast": FACTORS,
+        "saturation": FACTORS,
+        "hue": (lambda value: 0 <= value <= 0.5, "a number from 0 to 0.5 (turns)"),
+    },
+    SlidingWindow: {
+        "window": PIXELS,
+        "stride": PIXELS,
+        "height": at_least(1),
+        "chunk": at_least(1),
+    },
 }
 """What the arguments of a class, and of the classes derived from it, may be."""
 

@@ -29,7 +29,7 @@ def build_report(run: Path) -> Path:
         DataError: ``run`` is not a folder.
     """
     folder = read_run(run)
-    for record, drawing in folder.drawings:
+    for record, drawing in [*folder.drawings, *folder.shift_drawings]:
         write_panels(run / record.file, drawing)
     strict_json.write(run / JSON_FILE, summary(folder))
     return write_page(run / HTML_FILE, run_page(folder))
@@ -78,6 +78,7 @@ def summary(run: RunFolder) -> dict[str, Any]:
         "metric": run.results.metric if run.results else None,
         "evaluated_on": run.results.evaluated_on if run.results else None,
         "scores": scores,
-        "pictures": [record.file for record, _ in run.drawings],
+        "retrieval": run.retrieval,
+        "pictures": [record.file for record, _ in [*run.drawings, *run.shift_drawings]],
         "problems": run.problems,
     }

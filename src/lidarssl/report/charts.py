@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from lidarssl.report.axes import Area, Scale, frame, linear, nice_ticks, path, step_ticks, svg
 from lidarssl.report.markup import Html, element, join
-from lidarssl.report.schema import LOOK_UP, RANDOM_INIT, Protocol
+from lidarssl.report.schema import LOOK_UPS, RANDOM_INIT, Protocol
 from lidarssl.report.scores import Column, ScoreTable, is_baseline, percent
 from lidarssl.report.training_log import Curve
 
@@ -18,7 +18,7 @@ MAX_BINS = 160
 
 def series_class(method: str, methods: Sequence[str]) -> str:
     """CSS class of a method's colour: the same in every chart of a page."""
-    fixed = {RANDOM_INIT: "random", LOOK_UP: "lookup"}
+    fixed = {RANDOM_INIT: "random", **dict.fromkeys(LOOK_UPS, "lookup")}
     if method in fixed:
         return fixed[method]
     trained = [name for name in methods if not is_baseline(name)]
@@ -107,24 +107,31 @@ def legend(methods: Sequence[str]) -> Html:
     return element("ul", *items, class_="legend")
 
 
-def loss_curve(curve: Curve, label: str) -> Html | None:
-    """A term over the steps: mean per bin as a line, the range within a bin as a band.
+def loss_curve(curves: Mapping[str, Curve], label: str) -> Html | None:
+    """Terms over the steps: mean per bin as a line, the range within a bin as a band.
 
     Steps whose value is not finite leave a gap; None if no value is finite.
+
+    Args:
+        curves: by the CSS class of their colour.
+        label: read out by screen readers.
     """
-    bins = _bins(curve)
-    finite = [one for one in bins if one is not None]
+    bins = {color: found for color, curve in curves.items() if any(found := _bins(curve))}
+    finite = [one for found in bins.values() for one in found if one is not None]
     if not finite:
         return None
     area = Area(height=190)
-    low = min(one[1] for one in finite)
-    high = max(one[2] for one in finite)
-    ticks = nice_ticks(low, high, 4)
+    ticks = nice_ticks(min(one[1] for one in finite), max(one[2] for one in finite), 4)
     y = linear(ticks[0], ticks[-1], area.y_end, area.top)
-    first_step, last_step = min(curve.steps), max(curve.steps)
-    x = linear(first_step, last_step, area.left + 4, area.x_end - 6)
-    x_ticks = [(x(s), f"{s:g}") for s in step_ticks(first_step, last_step)]
-    parts = [frame(area, y, ticks, x_ticks, "step")]
+    steps = [step for color in bins for step in curves[color].steps]
+    x = linear(min(steps), max(steps), area.left + 4, area.x_end - 6)
+    x_ticks = [(x(s), f"{s:g}") for s in step_ticks(min(steps), max(steps))]
+    lines = [element("g", *_curve(found, x, y), class_=color) for color, found in bins.items()]
+    return svg(area, label, frame(area, y, ticks, x_ticks, "step"), *lines)
+
+
+def _curve(bins: Sequence[_Bin | None], x: Scale, y: Scale) -> list[Html]:
+    parts = []
     for present, group in groupby(bins, key=lambda one: one is not None):
         run = [one for one in group if one is not None]
         if present:
@@ -133,9 +140,8 @@ def loss_curve(curve: Curve, label: str) -> Html | None:
             parts.append(element("path", d=path([*upper, *lower]) + "Z", class_="band"))
             means = [(x(step), y(mean)) for step, _, _, mean in run]
             parts.append(element("path", d=path(means), class_="line"))
-    step, _, _, mean = finite[-1]
-    parts.append(element("circle", cx=x(step), cy=y(mean), r=3.5, class_="mean"))
-    return svg(area, label, element("g", *parts, class_="s0"))
+    step, _, _, mean = [one for one in bins if one is not None][-1]
+    return [*parts, element("circle", cx=x(step), cy=y(mean), r=3.5, class_="mean")]
 
 
 _Bin = tuple[float, float, float, float]

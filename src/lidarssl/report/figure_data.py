@@ -38,11 +38,12 @@ class FigureData:
 
     Subclasses are dataclasses of arrays (tensors are accepted), strings, tuples of strings,
     integers and None; ``kind`` names them in the file. ``stacked`` puts several panels one below
-    the other, for images that are compared.
+    the other, for images that are compared; ``wide`` gives each the whole width of the page.
     """
 
     kind: ClassVar[str]
     stacked: ClassVar[bool] = False
+    wide: ClassVar[bool] = False
 
     def panels(self) -> tuple[Panel, ...]:
         """Draw the figure."""

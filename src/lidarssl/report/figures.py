@@ -17,8 +17,10 @@ from lidarssl.report.calibration import CalibrationOverlay, OverlapPrediction
 from lidarssl.report.class_prototypes import ClassPrototypes
 from lidarssl.report.distillation import DistilledFeatures
 from lidarssl.report.figure_data import FigureData, Key, Panel, class_key, to_array
+from lidarssl.report.image_segmentation import ConditionPrediction, ImagePrediction
 from lidarssl.report.occupancy import OccupancySlices
 from lidarssl.report.pictures import Array, View
+from lidarssl.report.retrieval import RetrievedScans
 from lidarssl.report.scores import percent
 
 MAX_BYTES = 512 * 1024**2
@@ -229,6 +231,9 @@ KINDS: tuple[type[FigureData], ...] = (
     ClassPrototypes,
     CalibrationOverlay,
     OverlapPrediction,
+    ImagePrediction,
+    ConditionPrediction,
+    RetrievedScans,
 )
 
 
@@ -261,6 +266,7 @@ class Drawing:
     panels: tuple[Panel, ...]
     key: Key
     stacked: bool = False
+    wide: bool = False
 
 
 def draw(path: Path) -> Drawing:
@@ -271,7 +277,7 @@ def draw(path: Path) -> Drawing:
     """
     figure = load(path)
     try:
-        return Drawing(figure.panels(), figure.key(), figure.stacked)
+        return Drawing(figure.panels(), figure.key(), figure.stacked, figure.wide)
     except DataError as error:
         raise DataError(error.problem, path=path, field=error.field, remedy=error.remedy) from error
     except (ValueError, IndexError, TypeError, OverflowError, AttributeError) as error:

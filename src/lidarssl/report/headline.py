@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lidarssl.report.schema import LOOK_UP, RANDOM_INIT, Protocol
+from lidarssl.report.schema import LOOK_UPS, RANDOM_INIT, Protocol
 from lidarssl.report.scores import (
     Column,
     Evidence,
@@ -66,7 +66,7 @@ def _deciding_column(table: ScoreTable) -> Column | None:
 
 
 def _numbers(table: ScoreTable, column: Column) -> str:
-    methods = [*table.pretrained(column), RANDOM_INIT, LOOK_UP]
+    methods = [*table.pretrained(column), RANDOM_INIT, table.look_up]
     found = [(method, score) for method in methods if (score := table.score(method, column))]
     first_method, first = found[0]
     what = {
@@ -130,13 +130,13 @@ def _mean(table: ScoreTable, method: str, column: Column) -> float:
 
 
 def _against_look_up(table: ScoreTable, column: Column) -> str:
-    outcomes = _evidence_by_method(table, column, LOOK_UP)
+    outcomes = _evidence_by_method(table, column, table.look_up)
     beaten = [method for method, kind in outcomes.items() if kind is not Evidence.NOT_BETTER]
     if len(beaten) == len(outcomes):
         return "."
     if beaten:
         return f", but only {_names(beaten)} beat a table look-up."
-    return ", but not past a table look-up on height, range and intensity."
+    return f", but not past a table look-up on {LOOK_UPS[table.look_up]}."
 
 
 def _evidence_by_method(table: ScoreTable, column: Column, baseline: str) -> dict[str, Evidence]:
@@ -144,7 +144,7 @@ def _evidence_by_method(table: ScoreTable, column: Column, baseline: str) -> dic
     if reference is None:
         return {}
     return {
-        method: evidence(score, reference, deterministic_baseline=baseline == LOOK_UP)
+        method: evidence(score, reference, deterministic_baseline=baseline in LOOK_UPS)
         for method in table.pretrained(column)
         if (score := table.score(method, column))
     }
@@ -165,7 +165,7 @@ def _seed_remarks(table: ScoreTable, column: Column) -> list[str]:
             "The order among the pretraining methods is within the spread of the seeds: "
             "no ranking is claimed."
         )
-    if table.score(LOOK_UP, column) is None:
+    if table.score(table.look_up, column) is None:
         remarks.append("No look-up baseline was run with this share of the labels.")
     failed = sum(s.failed for s in scores) + (random_init.failed if random_init else 0)
     if failed:

@@ -10,10 +10,13 @@ from lidarssl.report.embed import PictureBudget, ramp_css
 from lidarssl.report.figures import Drawing, Key
 from lidarssl.report.headline import Headline, headline
 from lidarssl.report.markup import Html, element, join
+from lidarssl.report.retrieval import retrieval_content
 from lidarssl.report.run_folder import RunFolder
 from lidarssl.report.schema import (
     LOOK_UP,
+    LOOK_UPS,
     MIOU_NAN,
+    PIXEL_POSITION,
     RANDOM_INIT,
     ClassTableRow,
     PictureRecord,
@@ -23,6 +26,8 @@ from lidarssl.report.schema import (
     Section,
 )
 from lidarssl.report.scores import Column, ScoreTable, percent
+from lidarssl.report.shift_section import shift_content
+from lidarssl.report.training_curves import curve_section
 
 BASELINES = (
     (
@@ -36,6 +41,11 @@ BASELINES = (
         "No network at all: each point takes the class that the labelled frames show most often "
         "at its height, range and intensity, rare classes counted more. Features that do not beat "
         "it hold less than three raw numbers.",
+    ),
+    (
+        PIXEL_POSITION,
+        "No network at all: each pixel takes the class that the labelled images show most often at "
+        "its place. A road is always below: features that do not beat it have not looked.",
     ),
 )
 _SECTION_TEXT = {
@@ -68,10 +78,14 @@ def run_page(run: RunFolder) -> str:
     title = run.record.title if run.record else run.name
     table = ScoreTable(run.results.efficiency if run.results else ())
     said = headline(table)
+    drawings = [drawing for _, drawing in [*run.drawings, *run.shift_drawings]]
+    budget = PictureBudget(sum(len(drawing.panels) for drawing in drawings))
     sections = [
         _scores_section(run.results, table),
         _classes_section(run.results),
-        _pictures_section(run.drawings),
+        _retrieval_section(run),
+        _shift_section(run, budget),
+        _pictures_section(run.drawings, budget),
         _training_section(run),
         _reproduce_section(run.record),
     ]
@@ -202,6 +216,8 @@ def _scores_section(results: Results | None, table: ScoreTable) -> _NamedSection
 def _baselines(table: ScoreTable) -> Html:
     items: list[Html] = []
     for name, text in BASELINES:
+        if name in LOOK_UPS and name != table.look_up:
+            continue
         missing = "" if name in table.methods else " Not run here."
         items.append(element("div", element("dt", name), element("dd", text + missing)))
     return element("dl", *items, class_="baselines")
@@ -259,11 +275,26 @@ def _confusions(rows: list[ClassTableRow]) -> Html | None:
     return join(element("p", note, class_="small"), element("div", *drawn, class_="columns"))
 
 
-def _pictures_section(drawings: list[tuple[PictureRecord, Drawing]]) -> _NamedSection:
+def _retrieval_section(run: RunFolder) -> _NamedSection:
+    content = None if run.retrieval is None else retrieval_content(run.retrieval)
+    return _section("retrieval", "Do images and scans find each other", content)
+
+
+def _shift_section(run: RunFolder, budget: PictureBudget) -> _NamedSection:
+    anchor, title = "shift", "Under other weather and light"
+    if run.shift is None:
+        return anchor, title, None
+    shown = [picture(record, drawing, budget) for record, drawing in run.shift_drawings]
+    gallery = element("div", *shown, class_="gallery") if shown else None
+    return _section(anchor, title, shift_content(run.shift), gallery)
+
+
+def _pictures_section(
+    drawings: list[tuple[PictureRecord, Drawing]], budget: PictureBudget
+) -> _NamedSection:
     anchor, title = "pictures", "What it looks like"
     if not drawings:
         return anchor, title, None
-    budget = PictureBudget(sum(len(drawing.panels) for _, drawing in drawings))
     parts = []
     for section, heading in _SECTION_TEXT.items():
         chosen = [pair for pair in drawings if pair[0].section is section]
@@ -282,14 +313,14 @@ def picture(record: PictureRecord, drawing: Drawing, budget: PictureBudget) -> H
         image = budget.image(panel.png, f"{record.title} {panel.title}".strip())
         label = element("figcaption", panel.title) if panel.title else None
         panels.append(element("figure", image, label))
-    size = {1: "one", 2: "two"}.get(1 if drawing.stacked else len(panels), "three")
+    size = {1: "one", 2: "two", 4: "four"}.get(1 if drawing.stacked else len(panels), "three")
     return element(
         "article",
         element("div", *panels, class_=f"panels {size}"),
         _key(drawing.key),
         element("h4", record.title),
         element("p", record.caption),
-        class_=f"picture {size}",
+        class_=f"picture {size}{' wide' if drawing.wide else ''}",
     )
 
 
@@ -306,23 +337,7 @@ def _key(key: Key) -> Html | None:
 
 
 def _training_section(run: RunFolder) -> _NamedSection:
-    parts: list[Html | None] = [_stages(run.record)]
-    losses: list[Html] = []
-    others: list[Html] = []
-    for stage, curves in run.log.stages.items():
-        for term, curve in curves.items():
-            drawn = charts.loss_curve(curve, f"{term} of {stage}")
-            if drawn is not None:
-                caption = element("figcaption", element("b", stage), f" {term}")
-                target = losses if term == "loss" else others
-                target.append(element("figure", drawn, caption))
-    if losses:
-        parts.append(element("div", *losses, class_="columns"))
-        note = "Line: mean of neighbouring steps; band: their range."
-        parts.append(element("p", note, class_="small"))
-    if others:
-        summary = element("summary", f"Other logged terms ({len(others)})")
-        parts.append(element("details", summary, element("div", *others, class_="columns")))
+    parts: list[Html | None] = [_stages(run.record), *curve_section(run.log)]
     return _section("training", "How training went", *parts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -10,7 +10,9 @@ from typing import TypeVar
 from lidarssl.errors import DataError
 from lidarssl.report import figures
 from lidarssl.report.figures import Drawing, Key, Panel
+from lidarssl.report.retrieval import RETRIEVAL_FILE, RetrievalRecord
 from lidarssl.report.schema import METRICS_FILE, PictureRecord, Results, RunRecord
+from lidarssl.report.shift import SHIFT_FILE, ShiftResults
 from lidarssl.report.training_log import TrainingLog, read_log
 
 MAX_PNG_BYTES = 32 * 1024**2
@@ -25,7 +27,10 @@ class RunFolder:
         path: the folder.
         record, results: None when missing or malformed.
         log: empty when missing.
+        retrieval: None where the run has none.
         drawings: pictures that could be drawn, in the order of the results.
+        shift: scores under other conditions; None when there are none.
+        shift_drawings: pictures of these.
         problems: what is missing or malformed, one sentence each.
     """
 
@@ -33,7 +38,10 @@ class RunFolder:
     record: RunRecord | None = None
     results: Results | None = None
     log: TrainingLog = field(default_factory=TrainingLog)
+    retrieval: RetrievalRecord | None = None
     drawings: list[tuple[PictureRecord, Drawing]] = field(default_factory=list)
+    shift: ShiftResults | None = None
+    shift_drawings: list[tuple[PictureRecord, Drawing]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -64,12 +72,24 @@ def read_run(path: Path, pictures: bool = True) -> RunFolder:
     if log is not None:
         run.log = log
         run.problems += [f"{METRICS_FILE}: {problem}" for problem in log.problems]
+    if (path / RETRIEVAL_FILE).exists():
+        run.retrieval = _attempt(run, lambda: RetrievalRecord.load(path))
+    if (path / SHIFT_FILE).exists():
+        run.shift = _attempt(run, lambda: ShiftResults.load(path))
     if pictures and run.results is not None:
-        for record in run.results.pictures:
-            drawing = _attempt(run, lambda record=record: _draw(path, record))  # type: ignore[misc]
-            if drawing is not None:
-                run.drawings.append((record, drawing))
+        run.drawings = _drawn(run, run.results.pictures)
+    if pictures and run.shift is not None:
+        run.shift_drawings = _drawn(run, run.shift.pictures)
     return run
+
+
+def _drawn(run: RunFolder, records: Sequence[PictureRecord]) -> list[tuple[PictureRecord, Drawing]]:
+    drawings = []
+    for record in records:
+        drawing = _attempt(run, lambda record=record: _draw(run.path, record))  # type: ignore[misc]
+        if drawing is not None:
+            drawings.append((record, drawing))
+    return drawings
 
 
 def describe(error: DataError, root: Path) -> str:

@@ -24,6 +24,12 @@ RANDOM_INIT = "random init"
 LOOK_UP = "look-up"
 """Method name of the baseline without a network: class by height, range and intensity."""
 
+PIXEL_POSITION = "pixel position"
+"""Method name of the baseline without a network on images: class by the place in the image."""
+
+LOOK_UPS = {LOOK_UP: "height, range and intensity", PIXEL_POSITION: "the place in the image"}
+"""What each baseline without a network looks at."""
+
 MIOU_NAN = "mIoU ('nan' variant: a class with neither truth nor prediction is left out)"
 
 

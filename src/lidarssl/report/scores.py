@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lidarssl.report.schema import LOOK_UP, RANDOM_INIT, EfficiencyRow, Protocol
+from lidarssl.report.schema import LOOK_UP, LOOK_UPS, RANDOM_INIT, EfficiencyRow, Protocol
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,14 @@ def signed(difference: float) -> str:
 
 
 def is_baseline(method: str) -> bool:
-    """Whether the method is one of the two baselines, not a pretraining method."""
-    return method in (RANDOM_INIT, LOOK_UP)
+    """Whether the method is one of the baselines, not a pretraining method."""
+    return method == RANDOM_INIT or method in LOOK_UPS
 
 
 def order_methods(methods: Iterable[str]) -> list[str]:
-    """Pretraining methods in order of appearance, then random init, then look-up."""
+    """Pretraining methods in order of appearance, then random init, then look-ups."""
     unique = list(dict.fromkeys(methods))
-    last = {RANDOM_INIT: 1, LOOK_UP: 2}
+    last = {RANDOM_INIT: 1, **dict.fromkeys(LOOK_UPS, 2)}
     return sorted(unique, key=lambda method: last.get(method, 0))
 
 
@@ -129,6 +129,11 @@ class ScoreTable:
         if row is None:
             row = self._rows.get((method, Protocol.LOOKUP, column.fraction))
         return () if row is None else row.seeds
+
+    @property
+    def look_up(self) -> str:
+        """The baseline without a network that was run; that of points where none was."""
+        return next((method for method in self.methods if method in LOOK_UPS), LOOK_UP)
 
     def pretrained(self, column: Column) -> list[str]:
         """Pretraining methods with a score in the column."""

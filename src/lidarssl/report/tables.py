@@ -7,7 +7,7 @@ from itertools import groupby
 
 from lidarssl.report.charts import series_class
 from lidarssl.report.markup import Html, element
-from lidarssl.report.schema import LOOK_UP, RANDOM_INIT, ClassTableRow, Protocol
+from lidarssl.report.schema import LOOK_UPS, RANDOM_INIT, ClassTableRow, Protocol
 from lidarssl.report.scores import (
     Column,
     Score,
@@ -93,7 +93,7 @@ def _score_cell(table: ScoreTable, method: str, column: Column) -> Html:
 
 
 def _seed_count(method: str, score: Score) -> Html | None:
-    if method == LOOK_UP and score.count == 1:
+    if method in LOOK_UPS and score.count == 1:
         return None  # a look-up draws nothing at random
     count = f"{score.count} seed{'' if score.count == 1 else 's'}"
     return element("small", count + (f", {score.failed} failed" if score.failed else ""))

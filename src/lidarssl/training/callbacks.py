@@ -20,7 +20,7 @@ _STOPPING = b"\nfinishing this step to save it; Ctrl-C again stops at once\n"
 
 
 class LogSteps(Callback):
-    """Writes the values of every ``every``-th step and of the last; ``val_loss`` when it is due.
+    """Writes the values of every ``every``-th step and of the last; of held-out frames when due.
 
     Done before the checkpoint of the same step, so that what a checkpoint has seen is logged.
     """
@@ -39,7 +39,7 @@ class LogSteps(Callback):
         if done % self.every == 0 or done == trainer.max_steps:
             values = {name: float(value) for name, value in module.values.items()}
         if self.validation is not None and done % self.validation.every == 0:
-            values["val_loss"] = self.validation.loss(trainer, module.module)
+            values |= self.validation.values(trainer, module.module)
         if values and trainer.is_global_zero:
             self.written.add(done - 1, values)
             for logger in trainer.loggers:

@@ -57,7 +57,8 @@ class Training:
         nodes: machines (DDP by torchrun or SLURM).
         checkpoint_every: steps between resumable checkpoints; 0 = only at the end.
         log_every: steps between logged values.
-        validate_every: steps between two losses of held-out frames; 0 = never.
+        validate_every: steps between two looks at held-out frames: the loss and its terms, and of
+            methods that pair images and scans how they find each other; 0 = never.
         bad_samples: ``raise``, or ``skip`` to replace a bad sample by the next good one.
         max_skipped: bad samples of one process after which ``skip`` gives up.
     """
