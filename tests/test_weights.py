@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -107,6 +108,59 @@ def test_settings_of_easydict_and_paths_are_no_obstacle(
     assert is_state(read_state(path))
     assert content["config"]["SIZES"] == {"VOXEL": 0.1}
     assert not isinstance(content["config"]["SAVE_FOLDER"], Path)
+
+
+def test_curves_of_mmengine_are_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Buffers of arrays, which also name methods of their class: none of it is looked up."""
+    name = "mmengine.logging.history_buffer"
+    modules = {part: types.ModuleType(part) for part in ("mmengine", "mmengine.logging", name)}
+
+    class HistoryBuffer:
+        def __init__(self) -> None:
+            self.history = np.arange(3.0)
+            self.methods = {"mean": HistoryBuffer.mean}
+
+        def mean(self) -> float:
+            raise AssertionError("called")
+
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = name, "HistoryBuffer"
+    HistoryBuffer.mean.__module__ = name
+    HistoryBuffer.mean.__qualname__ = "HistoryBuffer.mean"
+    modules[name].HistoryBuffer = HistoryBuffer  # type: ignore[attr-defined]
+    path = tmp_path / "epoch_36.pth"
+    with monkeypatch.context() as patch:
+        for part, module in modules.items():
+            patch.setitem(sys.modules, part, module)
+        hub = {"log_scalars": {"train/loss": HistoryBuffer()}}
+        torch.save({"meta": {"epoch": 36}, "state_dict": STATE, "message_hub": hub}, path)
+    assert "mmengine" not in sys.modules
+    assert is_state(read_state(path))
+    buffer = read_content(path)["message_hub"]["log_scalars"]["train/loss"]
+    assert not hasattr(buffer, "history")
+
+
+@pytest.mark.parametrize("call", [False, True])
+def test_a_name_that_a_file_asks_for_is_not_looked_up(tmp_path: Path, call: bool) -> None:
+    path = tmp_path / "w.pt"
+    stream = pickle_of_getattr(tmp_path / "made", call)
+    with zipfile.ZipFile(io.BytesIO(torch_bytes({"state_dict": STATE}))) as source:
+        entries = {entry.filename: source.read(entry) for entry in source.infolist()}
+    with zipfile.ZipFile(path, "w") as target:
+        for name, data in entries.items():
+            target.writestr(name, stream if name.endswith("data.pkl") else data)
+    with pytest.raises(DataError):
+        read_state(path)
+    assert not (tmp_path / "made").exists()
+
+
+def pickle_of_getattr(target: Path, call: bool) -> bytes:
+    """``getattr("", "format")``, called with a path where ``call``; no class that is unknown."""
+    text = str(target).encode()
+    inner = b"cbuiltins\ngetattr\n(X\x00\x00\x00\x00X\x06\x00\x00\x00formattR"
+    outer = b"(X" + len(text).to_bytes(4, "little") + text + b"tR" if call else b""
+    return b"\x80\x02" + inner + outer + b"."
 
 
 def test_tied_weights_are_plain(tmp_path: Path) -> None:

@@ -21,6 +21,11 @@ _MAX_HEADER_BYTES = 100_000_000
 _ZIP_START = b"PK\x03\x04"
 # A score that somebody averaged with numpy, beside the weights.
 _NUMPY_NUMBERS = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+# Curves of losses that mmengine keeps beside the weights (mmdetection3d, mmsegmentation).
+_CURVES = (
+    "mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "numpy.ndarray",
+    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+)  # fmt: skip
 # Settings of a trainer, beside the weights, and where it wrote (NCLR, BEVContrast).
 _TABLES = ("easydict.EasyDict",)
 _PATHS = ("pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath")
@@ -141,7 +146,7 @@ def _starts_safetensors(start: bytes) -> bool:
 
 
 class _Unread:
-    """Takes the place of a number of numpy or a path: nothing of either is called for a file."""
+    """Takes the place of what is no tensor: none of the names above is looked up or called."""
 
     def __init__(self, *values: object) -> None: ...
 
@@ -149,7 +154,7 @@ class _Unread:
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
-    stand_ins: list[Any] = [(_Unread, name) for name in (*_NUMPY_NUMBERS, *_PATHS)]
+    stand_ins: list[Any] = [(_Unread, name) for name in (*_NUMPY_NUMBERS, *_CURVES, *_PATHS)]
     stand_ins += [(OrderedDict, name) for name in _TABLES]
     try:
         with torch.serialization.safe_globals(stand_ins):

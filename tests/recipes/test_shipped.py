@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,9 @@ from commands import Tiny
 from lidarssl.cli import build_parser
 from lidarssl.datasets.synthetic import Synthetic
 from lidarssl.datasets.world.config import SplitConfig, WorldConfig, camera_rig
+from lidarssl.images.mask_transformer import MaskTransformer, MaskTransformerShape
 from lidarssl.images.unet import SmallUNet
+from lidarssl.images.vit import ViT
 from lidarssl.recipes import catalogue, files
 from lidarssl.recipes.kinds import PretrainRecipe, ProbeRecipe, Recipe
 from lidarssl.recipes.schema import (
@@ -24,6 +29,7 @@ from lidarssl.recipes.schema import (
     load,
     parse,
 )
+from lidarssl.training.learner import Schedule
 from lidarssl.transforms.weak_labels import SETTINGS_FILE, WeakLabelSettings
 
 NAMES = list(files.shipped())
@@ -38,8 +44,13 @@ SMALL = ("synthetic", "sample")
 # Words of the names of recipes whose publications' code has accidents.
 ACCIDENTS = {
     "also", "scalr", "supervised", "olivine", "nclr", "stf", "daps3d", "scribble", "rellis",
-    "cityscapes",
+    "clcp", "cityscapes",
 }  # fmt: skip
+# Attributes of methods and tasks that no weight tells.
+SETTINGS = (
+    "augmentation", "sampling", "search", "distributions", "weights", "view", "pose", "lidar",
+    "temperature_form", "image_pooling", "negatives", "same_sequence", "inference", "average",
+)  # fmt: skip
 # Parameters of the published networks, with their classifier.
 PARAMETERS = {
     "finetune_minkunet_nuscenes_also": 37_844_625,
@@ -74,11 +85,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 def overrides(tiny: Tiny, name: str) -> list[str]:
     arguments = files.read(files.find(name)).get("method", {}).get("init_args", {})
-    made = {
-        "image_encoder": f"--method.image_encoder.weights={tiny.teacher}",
-        "weak_labels": f"--method.weak_labels.folder={tiny.folder / 'weak_labels'}",
-    }
-    return [f"--dataset.root={tiny.world}", *(made[key] for key in made if key in arguments)]
+    words = [f"--dataset.root={tiny.world}"]
+    if arguments.get("image_encoder", {}).get("class_path") == "SmallUNet":
+        words.append(f"--method.image_encoder.weights={tiny.teacher}")
+    if "weak_labels" in arguments:
+        words.append(f"--method.weak_labels.folder={tiny.folder / 'weak_labels'}")
+    return words
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -141,12 +153,9 @@ def test_it_builds_and_reloads_to_the_same_objects(tiny: Tiny, name: str, tmp_pa
             assert torch.equal(value, other.state_dict()[key]), key
     for settings in ("training", "probe"):
         assert getattr(first.recipe, settings, 0) == getattr(second.recipe, settings, 0)
-    if isinstance(first.recipe, PretrainRecipe):
-        one, other = (vars(loaded.recipe.method) for loaded in (first, second))
-        for settings in (
-            "augmentation", "sampling", "search", "distributions", "weights", "view", "pose"
-        ):  # fmt: skip
-            assert one.get(settings) == other.get(settings)
+    for one, other in zip(modules(first.recipe), modules(second.recipe), strict=True):
+        for settings in SETTINGS:
+            assert getattr(one, settings, None) == getattr(other, settings, None), settings
 
 
 def modules(recipe: Recipe) -> list[torch.nn.Module]:
@@ -160,8 +169,78 @@ def test_networks_have_their_published_size(name: str) -> None:
     task = yaml.safe_load(parse(name).resolved)["task"]["init_args"]
     with torch.device("meta"):
         backbone = build_backbone(task["backbone"], 0)
-    size = sum(parameter.numel() for parameter in backbone.parameters())
-    assert size + (backbone.out_channels + 1) * task["num_classes"] == PARAMETERS[name]
+    assert count(backbone) + (backbone.out_channels + 1) * task["num_classes"] == PARAMETERS[name]
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def without_weights(name: str) -> dict[str, Any]:
+    """The arguments of the method or task of a recipe whose networks start from files."""
+    content = yaml.safe_load(parse(name).resolved)
+    arguments: dict[str, Any] = content["method" if "method" in content else "task"]["init_args"]
+    for encoder in ("image_encoder", "encoder"):
+        if encoder in arguments:
+            arguments[encoder]["init_args"]["weights"] = None
+    return arguments
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if re.match(r"clcp_.*(a2d2|nuscenes|c_kitti)", n)]
+)
+def test_networks_of_clcp_have_their_published_size(name: str) -> None:
+    arguments = without_weights(name)
+    with torch.device("meta"):
+        lidar = build_backbone(arguments["backbone"], 0)
+        image = ViT(**arguments["image_encoder"]["init_args"])
+    assert (count(lidar), lidar.out_channels) == (37_873_280, 96)
+    assert (count(image), image.out_channels) == (21_665_664, 384)
+    segmented = without_weights("finetune_vit_cityscapes")["encoder"]["init_args"]
+    assert segmented["architecture"] == arguments["image_encoder"]["init_args"]["architecture"]
+
+
+def test_segmenters_head_has_its_published_size() -> None:
+    arguments = without_weights("finetune_vit_cityscapes")
+    shape = MaskTransformerShape(**arguments["mask_transformer"])
+    head = MaskTransformer(384, arguments["num_classes"] - 1, shape)
+    assert count(head) == 3_999_782
+
+
+def rates(name: str, frames: int) -> tuple[Callable[[int], float], int]:
+    """The learning rate of a recipe at a step, and the steps of an epoch of ``frames``."""
+    training = yaml.safe_load(parse(name).resolved)["training"]
+    epoch = frames // training["batch_size"]
+    steps = training["steps"] or training["epochs"] * epoch
+    factor = Schedule(**training["schedule"]).factor(steps, epoch)
+    return lambda step: training["optimizer"]["lr"] * factor(step), epoch
+
+
+def test_rates_of_clcp_are_those_of_the_thesis() -> None:
+    """Warm-up from 1e-6; restarts after 5, 6, 8, 12, 20 and 36 epochs; minima just before."""
+    rate, epoch = rates("clcp_vit_a2d2_thesis", 24_000)
+    warmup = {number: 1e-6 + number / 5 * (1e-3 - 1e-6) for number in range(5)}
+    measured = {
+        5: 1e-3, 6: 1e-3, 7: 5.05e-4, 8: 1e-3, 9: 8.55e-4, 10: 5.05e-4, 11: 1.55e-4, 12: 1e-3,
+        19: 4.77e-5, 20: 1e-3, 35: 1.95e-5, 36: 1e-3, 67: 1.24e-5,
+    }  # fmt: skip
+    for number, expected in {**warmup, **measured}.items():
+        for step in (number * epoch, (number + 1) * epoch - 1):
+            assert rate(step) == pytest.approx(expected, rel=3e-3), number
+
+
+def test_rates_of_clcps_first_runs_restart_every_ten_epochs() -> None:
+    rate, epoch = rates("clcp_vit_a2d2_thesis_first", 24_000)
+    for number in range(100):
+        eased = 1e-6 + (1e-4 - 1e-6) * (1 + math.cos(math.pi * (number % 10) / 10)) / 2
+        assert rate(number * epoch) == rate((number + 1) * epoch - 1) == pytest.approx(eased)
+
+
+def test_rates_of_segmenter_fall_by_a_power() -> None:
+    rate, _ = rates("finetune_vit_cityscapes", 2975)
+    for step in (0, 1, 999, 40_000, 79_999):
+        expected = 1e-4 + (1e-2 - 1e-4) * (1 - step / 80_000) ** 0.9
+        assert rate(step) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("backbone", ["minkunet", "spvcnn"])

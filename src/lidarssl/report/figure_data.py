@@ -38,12 +38,14 @@ class FigureData:
 
     Subclasses are dataclasses of arrays (tensors are accepted), strings, tuples of strings,
     integers and None; ``kind`` names them in the file. ``stacked`` puts several panels one below
-    the other, for images that are compared; ``wide`` gives each the whole width of the page.
+    the other, for images that are compared; ``wide`` gives each the whole width of the page;
+    ``above`` tells that a scan is seen from above.
     """
 
     kind: ClassVar[str]
     stacked: ClassVar[bool] = False
     wide: ClassVar[bool] = False
+    above: ClassVar[bool] = True
 
     def panels(self) -> tuple[Panel, ...]:
         """Draw the figure."""

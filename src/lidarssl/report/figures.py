@@ -267,6 +267,7 @@ class Drawing:
     key: Key
     stacked: bool = False
     wide: bool = False
+    above: bool = False
 
 
 def draw(path: Path) -> Drawing:
@@ -277,7 +278,7 @@ def draw(path: Path) -> Drawing:
     """
     figure = load(path)
     try:
-        return Drawing(figure.panels(), figure.key(), figure.stacked, figure.wide)
+        return Drawing(figure.panels(), figure.key(), figure.stacked, figure.wide, figure.above)
     except DataError as error:
         raise DataError(error.problem, path=path, field=error.field, remedy=error.remedy) from error
     except (ValueError, IndexError, TypeError, OverflowError, AttributeError) as error:

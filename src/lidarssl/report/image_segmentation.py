@@ -27,6 +27,7 @@ class ImagePrediction(FigureData):
     """
 
     kind = "image_prediction"
+    above = False
     image: Array
     prediction: Array
     truth: Array

@@ -302,8 +302,11 @@ def _pictures_section(
             shown = [picture(record, drawing, budget) for record, drawing in chosen]
             parts.append(element("h3", heading))
             parts.append(element("div", *shown, class_="gallery"))
-    note = "Seen from above: forward is up, rings are distances from the sensor (triangle)."
-    return _section(anchor, title, element("p", note, class_="small"), *parts)
+    note = None
+    if any(drawing.above for _, drawing in drawings):
+        text = "Seen from above: forward is up, rings are distances from the sensor (triangle)."
+        note = element("p", text, class_="small")
+    return _section(anchor, title, note, *parts)
 
 
 def picture(record: PictureRecord, drawing: Drawing, budget: PictureBudget) -> Html:

@@ -19,9 +19,7 @@ _REMEDIES = {
 }
 
 
-def check_needs(
-    needs: Field, dataset: Dataset, split: str, who: str, points: bool = True
-) -> None:
+def check_needs(needs: Field, dataset: Dataset, split: str, who: str, points: bool = True) -> None:
     """Stop before the first step when frames lack what a method or task needs.
 
     Args:
