@@ -244,8 +244,8 @@ def test_named_files_modules_and_recipes_exist(page: Path) -> None:
         assert (REPOSITORY / path).exists(), f"{page.name}: {path}"
     for name in re.findall(r"`(lidarssl(?:\.\w+)+)`", text):
         assert resolves(name), f"{page.name}: {name}"
-    methods = "slidr|ppkt|also|scalr|olivine|nclr|probe|finetune"
-    backbones = "minkunet|spvcnn|second|voxelnet|waffleiron"
+    methods = "slidr|ppkt|also|scalr|olivine|nclr|clcp|probe|finetune"
+    backbones = "minkunet|spvcnn|second|voxelnet|waffleiron|vit"
     for name in re.findall(rf"`((?:{methods})_(?:{backbones})_\w+)`", text):
         assert name in schema.files.shipped(), f"{page.name}: {name}"
 

@@ -262,6 +262,21 @@ def test_runs_that_differ_in_more_than_the_seed_are_told(runs: list[Path]) -> No
     assert "random_1 and random_0 were trained with different training.optimizer.lr." in text
 
 
+def test_frozen_encoders_are_told_apart_and_compared_with_their_like(runs: list[Path]) -> None:
+    for run in (runs[1], runs[4]):
+        recipe = run / RECIPE_FILE
+        recipe.write_text(recipe.read_text().replace("freeze: false", "freeze: true"))
+    evaluate_shift([runs[0], runs[1], runs[3], runs[4]], Weathers(), progress=False)
+    results = ShiftResults.load(runs[0])
+    assert {one.method for one in results.methods} == {
+        RANDOM_INIT, f"{RANDOM_INIT} (frozen)", "other", "other (frozen)"
+    }  # fmt: skip
+    assert {(gain.method, gain.baseline) for gain in results.gains} == {
+        ("other", RANDOM_INIT),
+        ("other (frozen)", f"{RANDOM_INIT} (frozen)"),
+    }
+
+
 def test_runs_with_one_seed_pair_with_no_other(runs: list[Path]) -> None:
     recipe = runs[1] / RECIPE_FILE
     recipe.write_text(recipe.read_text().replace("seed: 1", "seed: 0"))

@@ -55,7 +55,7 @@ def test_semantic_kitti_pretrains_and_is_judged_by_retrieval(from_kitti: Path) -
     rows = [json.loads(line) for line in (from_kitti / "metrics.jsonl").read_text().splitlines()]
     assert any("val_recall@1_image_to_lidar" in row for row in rows)
     found = json.loads((from_kitti / "retrieval.json").read_text())
-    assert found["n"] == 3, "the sample has three held-out scans"
+    assert found["frames"] == 3, "the sample has three held-out scans"
 
 
 def test_a2d2_pretrains(data_root: Path, tmp_path: Path) -> None:

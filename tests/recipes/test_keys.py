@@ -96,7 +96,7 @@ def test_one_line_may_document_several_arguments() -> None:
 
 
 def test_choices_are_what_can_be_built() -> None:
-    assert {"Also", "Nclr", "Olivine", "Slidr", "Ppkt"} <= set(choices(Method))
+    assert {"Also", "Clcp", "Nclr", "Olivine", "Slidr", "Ppkt"} <= set(choices(Method))
     assert not {"Method", "ImageToLidar"} & set(choices(Method))
     ours = {name for name, cls in choices(Dataset).items() if cls.__module__.startswith("lidarssl")}
     assert ours == {

@@ -47,6 +47,28 @@ class Wanted:
     data: Sequence[str] | None = None
 
 
+def refuse_options(wanted: Wanted) -> None:
+    """Refuse what would be ignored.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    given = ["--output-layout"] if wanted.layout is not SpconvLayout.KRSC else []
+    if wanted.target is not Format.LIDARSSL:
+        given = [] if wanted.target is Format.OPENPCDET else given
+        given += [word.partition("=")[0] for word in wanted.options]
+        given += ["--like"] if wanted.like else []
+        given += ["--licence"] if wanted.licence is not None else []
+        given += ["--data"] if wanted.data is not None else []
+    if given:
+        raise ConfigError(
+            f"'{wanted.target}' files have no place for {given[0]}",
+            field=given[0],
+            remedy="leave it out: a card and arguments of the network belong to --to lidarssl, "
+            "an output layout to --to openpcdet",
+        )
+
+
 def keep_existing(files: Iterable[Path], wanted: Wanted) -> None:
     """Refuse to replace files unasked.
 

@@ -40,6 +40,7 @@ from lidarssl.experiments.conversion import (
     card_of,
     complete_arguments,
     keep_existing,
+    refuse_options,
     rows_of_card,
     writing,
 )
@@ -110,7 +111,7 @@ def convert(network: Network, wanted: Wanted) -> str:
     """
     check_format(network, wanted.target)
     path = _output_file(wanted)
-    _refuse_options(wanted)
+    refuse_options(wanted)
     if wanted.target is Format.LIDARSSL:
         lines = _write_own(network, wanted, path)
     else:
@@ -165,24 +166,6 @@ def _output_file(wanted: Wanted) -> Path:
         path = path / checkpoints.WEIGHTS_FILE
     keep_existing((path, path.with_suffix(".json"))[: 2 if own else 1], wanted)
     return path
-
-
-def _refuse_options(wanted: Wanted) -> None:
-    """Refuse what would be ignored."""
-    given = ["--output-layout"] if wanted.layout is not SpconvLayout.KRSC else []
-    if wanted.target is not Format.LIDARSSL:
-        given = [] if wanted.target is Format.OPENPCDET else given
-        given += [word.partition("=")[0] for word in wanted.options]
-        given += ["--like"] if wanted.like else []
-        given += ["--licence"] if wanted.licence is not None else []
-        given += ["--data"] if wanted.data is not None else []
-    if given:
-        raise ConfigError(
-            f"'{wanted.target}' files have no place for {given[0]}",
-            field=given[0],
-            remedy="leave it out: a card and arguments of the backbone belong to --to lidarssl, "
-            "an output layout to --to openpcdet",
-        )
 
 
 def _write_own(network: Network, wanted: Wanted, path: Path) -> list[str]:

@@ -25,13 +25,13 @@ from lidarssl.checkpoints.image_networks import (
     write_transformers,
 )
 from lidarssl.checkpoints.networks import read_network
-from lidarssl.checkpoints.spconv_layouts import SpconvLayout
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.experiments.conversion import (
     Wanted,
     card_of,
     complete_arguments,
     keep_existing,
+    refuse_options,
     rows_of_card,
     writing,
 )
@@ -114,7 +114,7 @@ def convert(network: ImageNetwork, wanted: Wanted) -> str:
             weights do not tell is missing.
     """
     check_image_format(network, wanted.target)
-    _refuse_options(wanted)
+    refuse_options(wanted)
     path, files = _outputs(wanted)
     keep_existing(files, wanted)
     lines: list[str] = []
@@ -183,23 +183,6 @@ def _unsuitable(wanted: Wanted, what: str, remedy: str) -> ConfigError:
         f"'{wanted.target}' is written as {what}", path=wanted.output, field="--output",
         remedy=remedy,
     )  # fmt: skip
-
-
-def _refuse_options(wanted: Wanted) -> None:
-    """Refuse what would be ignored."""
-    given = ["--output-layout"] if wanted.layout is not SpconvLayout.KRSC else []
-    if wanted.target is not Format.LIDARSSL:
-        given += [word.partition("=")[0] for word in wanted.options]
-        given += ["--like"] if wanted.like else []
-        given += ["--licence"] if wanted.licence is not None else []
-        given += ["--data"] if wanted.data is not None else []
-    if given:
-        raise ConfigError(
-            f"'{wanted.target}' files of an image encoder have no place for {given[0]}",
-            field=given[0],
-            remedy="leave it out: a card and arguments of the encoder belong to --to lidarssl, "
-            "layouts to lidar networks",
-        )
 
 
 def _write_own(network: ImageNetwork, wanted: Wanted, path: Path) -> list[str]:

@@ -36,7 +36,7 @@ from lidarssl.frame import FrameId
 from lidarssl.recipes import files
 from lidarssl.recipes.kinds import ImageSegmentationRecipe
 from lidarssl.report.build import build_report
-from lidarssl.report.schema import MIOU_NAN, RANDOM_INIT
+from lidarssl.report.schema import MIOU_NAN
 from lidarssl.report.scores import order_methods
 from lidarssl.report.shift import POOLED, ShiftResults
 from lidarssl.training.fit import choose_device
@@ -54,13 +54,13 @@ class ShiftedRun:
         path: of its folder.
         recipe: with the trained task.
         method: how its encoder was pretrained.
-        initial: what that is called where nothing was pretrained.
+        pretrained: whether it was; else it has its first weights.
     """
 
     path: Path
     recipe: ImageSegmentationRecipe
     method: str
-    initial: str
+    pretrained: bool
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def evaluate_shift(
         ConfigError: a run segments no images, or the runs or the classes do not fit together.
         DataError: a folder holds no finished run, or a frame is bad.
     """
-    loaded = [_opened(run, overrides) for run in _once(runs)]
+    loaded = _told_apart([_opened(run, overrides) for run in _once(runs)])
     check_needs(IMAGE_FIELDS, shift, split, "evaluation under shift", points=False)
     for run in loaded:
         _check_same(run.recipe, loaded[0].recipe, shift)
@@ -153,7 +153,18 @@ def _opened(run: Path, overrides: Sequence[str]) -> ShiftedRun:
         )
     recipe = judged_recipe(run, path, overrides)
     method = checkpoints.load(run / TASK_FILE).card.recipe or run.name
-    return ShiftedRun(run, recipe, method, initial_method(recipe.task, path.read_text()))
+    initial = initial_method(recipe.task, path.read_text())
+    return ShiftedRun(run, recipe, method, method != initial)
+
+
+def _told_apart(runs: Sequence[ShiftedRun]) -> list[ShiftedRun]:
+    """Where some encoders were frozen and others not, their methods say which."""
+    if len({run.recipe.task.freeze for run in runs}) == 1:
+        return list(runs)
+    return [
+        replace(run, method=f"{run.method} (frozen)") if run.recipe.task.freeze else run
+        for run in runs
+    ]
 
 
 def _check_same(
@@ -210,11 +221,12 @@ def _results(
     draws = draw_frames(judged[0].matrices, conditions.paired)
     order = order_methods(run.method for run in judged)
     groups = {name: [run for run in judged if run.method == name] for name in order}
-    initial = next((run.method for run in loaded if run.method == run.initial), RANDOM_INIT)
+    frozen = {run.method: run.recipe.task.freeze for run in loaded}
+    initial = {frozen[run.method]: run.method for run in loaded if not run.pretrained}
     gains = [
-        method_gain(runs, groups[initial], draws)
+        method_gain(runs, groups[initial[frozen[name]]], draws)
         for name, runs in groups.items()
-        if name != initial and initial in groups
+        if frozen[name] in initial and name != initial[frozen[name]]
     ]
     recipe = loaded[0].recipe
     own = f"{recipe.dataset.name}/{recipe.val_split}"
