@@ -1,3 +1,3 @@
-"""Self-supervised pretraining of lidar backbones, and the proof of what it is worth."""
+"""Self-supervised pretraining on lidar and images, and the proof of what it is worth."""
 
 __version__ = "0.1.0"

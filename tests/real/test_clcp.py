@@ -74,6 +74,7 @@ def test_an_encoder_of_kitti_is_finetuned_on_acdc_and_judged_under_its_weather(
         "finetune", "finetune_vit_cityscapes", "--checkpoint", from_kitti, "--run", run,
         "--dataset.class_path=Acdc", f"--dataset.init_args.root={root}",
         f"--task.encoder.architecture={SHAPE}", "--task.encoder.weights=null",
+        "--task.encoder.normalization=imagenet",
         "--task.mask_transformer.heads=2", "--task.augmentation.crop=[64, 64]",
         "--task.inference.window=[64, 64]", "--task.inference.stride=[48, 48]",
         "--training.steps=3", "--training.batch_size=1", "--training.workers=0",

@@ -18,7 +18,7 @@ start here:
   lidarssl demo                                  the whole story on a synthetic world, in minutes
   lidarssl recipes                               every experiment that ships with the package
   lidarssl data check semantic_kitti --root DIR  is your copy of a dataset whole?
-  lidarssl pretrain RECIPE --dataset.root DIR    pretrain a backbone
+  lidarssl pretrain RECIPE --dataset.root DIR    pretrain a network
   lidarssl probe RECIPE --checkpoint RUN         what are its features worth?
   lidarssl calibrate RUN                         how do lidar and camera stand? (a run of NCLR)
   lidarssl convert FILE                          whose weights are these? and to another library
@@ -54,7 +54,7 @@ def build_parser() -> Parser:
     """The parser of the whole command line."""
     parser = Parser(
         prog="lidarssl",
-        description="Pretrain lidar backbones on unlabelled driving data, "
+        description="Pretrain lidar backbones and image encoders on unlabelled driving data, "
         "and prove what the pretraining is worth.",
         epilog=START,
     )
@@ -149,11 +149,12 @@ def _add_data(top: Verbs) -> None:
 
 def _add_pretrain(top: Verbs) -> None:
     parser = _open_recipe(
-        top, "pretrain", "pretrain a backbone on unlabelled frames", verbs.pretrain,
+        top, "pretrain", "pretrain a network on unlabelled frames", verbs.pretrain,
         "lidarssl pretrain slidr_minkunet_nuscenes --dataset.root data/nuscenes --dry-run\n"
         "lidarssl pretrain slidr_minkunet_nuscenes --dataset.root data/nuscenes --run runs/slidr\n"
         "lidarssl pretrain slidr_minkunet_nuscenes --dataset.root data/nuscenes --run runs/slidr "
-        "--resume",
+        "--resume\n"
+        "lidarssl pretrain clcp_vit_synthetic --dataset.root data/world --run runs/clcp",
     )  # fmt: skip
     parser.add_argument(
         "--dry-run", action="store_true", help="a few steps: shapes, memory, time estimate"
@@ -274,7 +275,7 @@ def _add_convert(top: Verbs) -> None:
     )  # fmt: skip
     parser.add_argument("--output", type=Path, help="file (or folder) to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
-    parser.add_argument("--like", metavar="RECIPE", help="the weights are for its backbone")
+    parser.add_argument("--like", metavar="RECIPE", help="the weights are for its network")
     parser.add_argument("--prefix", help="of the network's names, when the file has several")
     parser.add_argument(
         "--heads", type=at_least(1),
