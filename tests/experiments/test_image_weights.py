@@ -190,3 +190,11 @@ def test_what_is_no_image_encoder(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "part.pth")
     with pytest.raises(DataError, match=r"norm\.bias"):
         load_encoder(ViT(SHAPE), tmp_path / "part.pth", arguments())
+
+
+def test_a_folder_of_transformers_gives_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    trained().model.save_pretrained(folder)
+    encoder = ViT(SHAPE, frozen=False)
+    assert load_encoder(encoder, folder, arguments()) == "mine"
+    assert torch.equal(encoder(IMAGES), trained()(IMAGES))

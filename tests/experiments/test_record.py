@@ -18,6 +18,7 @@ from lidarssl.checkpoints.minkunet_names import Naming, from_ours
 from lidarssl.checkpoints.openpcdet import plane_shapes, trunk_shapes
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.experiments.record import (
+    LIDAR_ENCODER_FILE,
     RECIPE_FILE,
     STUDENT_FILE,
     Recorder,
@@ -274,3 +275,19 @@ def test_the_recipe_of_a_run_is_on_disk_once_it_is_known(tmp_path: Path) -> None
     recorder.recipe = "kind: probe\n"
     recorder.save()
     assert (tmp_path / RECIPE_FILE).read_text() == "kind: probe\n"
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_image_encoder_is_no_backbone(tmp_path: Path, beside: bool) -> None:
+    """The run of a pretraining of images says where its lidar encoder is."""
+    card = checkpoints.Card(checkpoints.Architecture("lidarssl.images.vit.ViT", {}), "clcp")
+    checkpoints.save(tmp_path / STUDENT_FILE, {"weight": torch.zeros(2)}, card)
+    if beside:
+        checkpoints.save(
+            tmp_path / LIDAR_ENCODER_FILE, network(1), checkpoints.Card(built(), "clcp")
+        )
+    with pytest.raises(ConfigError, match="holds an image encoder") as caught:
+        load_backbone(network(2), tmp_path, built())
+    assert (LIDAR_ENCODER_FILE in str(caught.value.remedy)) is beside
+    if beside:
+        assert load_backbone(network(2), tmp_path / LIDAR_ENCODER_FILE, built()) == "clcp"

@@ -353,3 +353,21 @@ def test_pairs(mine: tuple[int, ...], others: tuple[int, ...], pairs: str | None
     )
     gain = method_gain(first, second, {"clear": torch.ones(1, 1, dtype=torch.float64)})
     assert (None if gain is None else gain.pairs) == pairs
+
+
+def test_names_tell_pretrainings_apart(runs: list[Path]) -> None:
+    """Runs under one name are seeds; the table says so, unless names were given."""
+    text = evaluate_shift(runs[3:5], Weathers(), progress=False)
+    assert "The 2 runs named other count as seeds" in text
+    names = ["one", "two"]
+    text = evaluate_shift(runs[3:5], Weathers(), progress=False, names=names)
+    results = ShiftResults.load(runs[3])
+    assert [method.method for method in results.methods] == names
+    assert [method.runs for method in results.methods] == [("other_0",), ("other_1",)]
+    assert "count as seeds" not in text
+
+
+def test_a_name_for_each_run(runs: list[Path]) -> None:
+    with pytest.raises(ConfigError, match="1 names for 2 runs") as caught:
+        evaluate_shift(runs[3:5], Weathers(), progress=False, names=["one"])
+    assert caught.value.field == "--names"

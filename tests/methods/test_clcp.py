@@ -28,7 +28,6 @@ from lidarssl.transforms.square_crop import SquareCrop
 from methods.small import backbone, batch_of, clcp, frames, vit, waffleiron
 from toys import MemoryDataset
 
-
 EMPTY = torch.zeros(19)
 
 
@@ -172,13 +171,17 @@ def test_frames_of_one_drive_can_be_left_out_as_negatives() -> None:
     spared.load_state_dict(plain.state_dict())
     one = batch(plain)  # all four frames are of one drive
     assert plain.eval().training_step(one, draws()).loss > 0
-    assert spared.eval().training_step(one, draws()).loss == 0
+    nothing = spared.eval().training_step(one, draws())
+    assert nothing.loss == 0
+    assert nothing.terms["negatives"] == 0
+    assert plain.training_step(one, draws()).terms["negatives"] == 3
     ids = tuple(
         type(first)(first.dataset, f"drive{number // 2}", first.token)
         for number, first in enumerate(one.ids)
     )
     two_drives = Batch(ids, one.points, one.images, one.frame_of_image)
     output = spared.training_step(two_drives, draws())
+    assert output.terms["negatives"] == 2
     assert output.pairs is not None
     cosines = output.pairs.image.double() @ output.pairs.lidar.double().T / 0.07
     expected = 0.0

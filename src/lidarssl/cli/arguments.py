@@ -202,6 +202,13 @@ def _add_evaluate(top: Verbs) -> None:
     parser.add_argument("run", type=Path, nargs="+", help="run folder; several with --shift")
     parser.add_argument("--split", help="default: the recipe's val_split; with --shift: val")
     parser.add_argument(
+        "--names",
+        nargs="+",
+        metavar="NAME",
+        help="with --shift: a name for the pretraining of each run, in their order; runs of one "
+        "name are its seeds (default: what the checkpoints tell, e.g. clcp)",
+    )
+    parser.add_argument(
         "--shift", metavar="NAME",
         help="a dataset with the same classes: score image segmentations on each of its "
         "conditions, as fog and night, beside the dataset they were trained on",

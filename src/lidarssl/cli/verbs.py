@@ -151,6 +151,10 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     if arguments.shift is not None:
         _evaluate_shift(arguments, rest)
         return
+    if arguments.names:
+        raise ConfigError(
+            "names runs that are compared", field="--names", remedy="add --shift, or leave it out"
+        )
     if len(arguments.run) > 1:
         raise ConfigError(
             f"{len(arguments.run)} runs are evaluated together",
@@ -183,7 +187,7 @@ def _evaluate_shift(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(
         evaluate_shift(
             arguments.run, dataset, arguments.split or "val", of_recipe,
-            not arguments.quiet, arguments.command,
+            not arguments.quiet, arguments.command, arguments.names,
         )
     )  # fmt: skip
 

@@ -52,8 +52,10 @@ def load_encoder(encoder: ImageEncoder, path: Path, wanted: checkpoints.Architec
         DataError: not a checkpoint, or not all of the encoder is in it.
     """
     path = weights_of(path, "--checkpoint")
+    # A folder of transformers is known by its own name: the file in it always has one name.
+    name = path.resolve().parent.name if path.name == checkpoints.WEIGHTS_FILE else path.stem
     if isinstance(encoder, ViT):
-        return _load_vit(encoder, path, wanted)
+        return _load_vit(encoder, path, wanted) or name
     if path.suffix != ".safetensors":
         raise ConfigError(
             f"weights of others cannot be put into a {type(encoder).__name__} as a checkpoint",
@@ -68,10 +70,11 @@ def load_encoder(encoder: ImageEncoder, path: Path, wanted: checkpoints.Architec
         checkpoints.load_into(encoder, state)
     except ConfigError as error:
         raise ConfigError(error.problem, path=path, field=error.field, remedy=_REMEDY) from error
-    return loaded.card.recipe or path.stem
+    return loaded.card.recipe or name
 
 
 def _load_vit(encoder: ViT, path: Path, wanted: checkpoints.Architecture) -> str:
+    """The name of the method, empty where the file does not tell."""
     network = read_image_network(path, heads=encoder.architecture.heads)
     if network is None:
         raise DataError(
@@ -87,7 +90,7 @@ def _load_vit(encoder: ViT, path: Path, wanted: checkpoints.Architecture) -> str
     else:
         _check_shape(encoder, network)
     encoder.load_original(network.state, path)
-    return (network.card.recipe if network.card else "") or path.stem
+    return network.card.recipe if network.card else ""
 
 
 def _resolved(architecture: checkpoints.Architecture) -> checkpoints.Architecture:

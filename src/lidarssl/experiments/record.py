@@ -321,6 +321,7 @@ def load_backbone(backbone: Backbone, path: Path, wanted: checkpoints.Architectu
     path = weights_of(path, "--checkpoint")
     if path.suffix == ".safetensors":
         loaded = checkpoints.load(path)
+        _refuse_image_encoder(loaded.card, path)
         with _told_to_the_user(path):
             wanted.check_same(loaded.card.architecture, ignore=FREE_ARGUMENTS)
             checkpoints.load_into(backbone, loaded, drop=HEADS)
@@ -329,6 +330,19 @@ def load_backbone(backbone: Backbone, path: Path, wanted: checkpoints.Architectu
     with _told_to_the_user(path):
         checkpoints.load_into(backbone, state, drop=HEADS)
     return path.stem
+
+
+def _refuse_image_encoder(card: checkpoints.Card, path: Path) -> None:
+    if card.architecture.class_path.startswith("lidarssl.images."):
+        beside = path.with_name(LIDAR_ENCODER_FILE)
+        raise ConfigError(
+            "holds an image encoder, where a lidar backbone is wanted",
+            path=path,
+            field="--checkpoint",
+            remedy=f"its lidar encoder is {beside}"
+            if beside.is_file()
+            else "give it to a recipe that segments images, e.g. finetune_vit_synthetic",
+        )
 
 
 @contextmanager

@@ -87,6 +87,7 @@ def evaluate_shift(
     overrides: Sequence[str] = (),
     progress: bool = True,
     command: str = "",
+    names: Sequence[str] | None = None,
 ) -> str:
     """Score finished image segmentations on each condition of a dataset, beside their own.
 
@@ -99,6 +100,7 @@ def evaluate_shift(
         overrides: command line words for the recipes of the runs.
         progress: show bars.
         command: what repeats the table.
+        names: of the pretraining of each run, instead of those that the runs tell.
 
     Returns:
         The table as text, and where the reports are.
@@ -107,7 +109,8 @@ def evaluate_shift(
         ConfigError: a run segments no images, or the runs or the classes do not fit together.
         DataError: a folder holds no finished run, or a frame is bad.
     """
-    loaded = _told_apart([_opened(run, overrides) for run in _once(runs)])
+    opened = [_opened(run, overrides) for run in _once(runs)]
+    loaded = _told_apart(opened) if names is None else _named(opened, names)
     check_needs(IMAGE_FIELDS, shift, split, "evaluation under shift", points=False)
     for run in loaded:
         _check_same(run.recipe, loaded[0].recipe, shift)
@@ -167,6 +170,16 @@ def _told_apart(runs: Sequence[ShiftedRun]) -> list[ShiftedRun]:
     ]
 
 
+def _named(runs: Sequence[ShiftedRun], names: Sequence[str]) -> list[ShiftedRun]:
+    if len(names) != len(runs):
+        raise ConfigError(
+            f"{len(names)} names for {len(runs)} runs",
+            field="--names",
+            remedy="give one for each, in their order; runs of one name are seeds",
+        )
+    return [replace(run, method=name) for run, name in zip(runs, names, strict=True)]
+
+
 def _check_same(
     recipe: ImageSegmentationRecipe, first: ImageSegmentationRecipe, shift: Dataset
 ) -> None:
@@ -174,7 +187,7 @@ def _check_same(
     sources = [f"{one.dataset.name}/{one.val_split}" for one in (first, recipe)]
     if sources[0] != sources[1]:
         raise ConfigError(
-            f"runs were trained and evaluated on {sources[0]} and on {sources[1]}",
+            f"one run was evaluated on {sources[0]} when it was trained, another on {sources[1]}",
             field="RUN",
             remedy="compare runs of one dataset",
         )
@@ -269,6 +282,11 @@ def _cautions(
         seeds = [run.seed for run in runs]
         if len(set(seeds)) < len(seeds):
             yield f"Runs of {name} share a training.seed: they pair with no other's."
+        if len(runs) > 1 and any(run.pretrained and run.method == name for run in loaded):
+            yield (
+                f"The {len(runs)} runs named {name} count as seeds of one pretraining; runs do not "
+                "tell how those differ: if they do, give --names."
+            )
     first = files.read(loaded[0].path / RECIPE_FILE)
     for run in loaded[1:]:
         found = differences(first, files.read(run.path / RECIPE_FILE))

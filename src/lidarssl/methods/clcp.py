@@ -210,7 +210,8 @@ class Clcp(Method):
                 self.log_temperature.clamp_(min=-math.log(LARGEST_SCALE))
         image, lidar, scale = self.embed_images(batch), self.embed_scans(batch), self.scale()
         images, scans = self._gather(image), self._gather(lidar)
-        loss = paired_contrast(images, scans, scale, self._ignored(batch.ids, image.device))
+        ignored = self._ignored(batch.ids, image.device)
+        loss = paired_contrast(images, scans, scale, ignored)
         with torch.no_grad():
             own = torch.arange(len(images), device=images.device)
             cosines = images @ scans.T
@@ -218,6 +219,7 @@ class Clcp(Method):
                 "image_finds_scan": (cosines.argmax(1) == own).float().mean(),
                 "scan_finds_image": (cosines.argmax(0) == own).float().mean(),
                 "temperature": 1 / scale.detach(),
+                "negatives": _negatives(cosines, ignored),
             }
         return StepOutput(loss, terms, Pairs(image.detach(), lidar.detach()))
 
@@ -231,6 +233,12 @@ class Clcp(Method):
         drives = torch.tensor([_number_of_drive(one) for one in ids], device=device)
         drives = self._gather(drives)
         return drives[:, None] == drives
+
+
+def _negatives(cosines: Tensor, ignored: Tensor | None) -> Tensor:
+    """Mean number of negatives of a row; with none there is nothing to learn."""
+    none = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
+    return (~(none if ignored is None else ignored)).sum(1).float().mean()
 
 
 def _projection(kind: str, channels: int, embedding: int) -> nn.Module:

@@ -24,8 +24,8 @@ def shift_content(results: ShiftResults) -> Html:
     return join(
         element(
             "p",
-            f"Trained on {results.source}, and judged as it is on {results.target}, condition by "
-            f"condition. {results.metric}.",
+            f"Measured first on {results.source}, then, without any further training, on each "
+            f"condition of {results.target}. {results.metric}.",
         ),
         legend(methods),
         element(

@@ -74,8 +74,9 @@ class SquareCrop:
             f"frame {frame.id}: no square of {side} pixels of camera {camera.name} holds "
             f"{self.min_matches} points",
             field="matches",
-            remedy="set training.bad_samples to skip, or check the calibration with "
-            "`lidarssl data check`",
+            remedy="ask for a larger square (method.view.side) or fewer points "
+            "(method.view.min_points), set training.bad_samples to skip, or check the calibration "
+            "with `lidarssl data check`",
         )
 
 
