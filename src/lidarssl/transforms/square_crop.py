@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -60,13 +61,7 @@ class SquareCrop:
     def _draw(self, frame: Frame, camera: Camera, pairs: Matches, rng: np.random.Generator) -> Crop:
         height, width = image_size(camera)
         side = min(self.side, height, width)
-        room = height - side + 1, width - side + 1
-        for _ in range(1 if self.place == "center" else self.max_draws):
-            top, left = (
-                ((height - side) // 2, (width - side) // 2)
-                if self.place == "center"
-                else map(int, rng.integers(0, room))
-            )
+        for top, left in self._places(height - side, width - side, rng):
             crop = Crop(top, left, side, side)
             if int(_inside(pairs, crop).sum()) >= self.min_matches:
                 return crop
@@ -78,6 +73,17 @@ class SquareCrop:
             "(method.view.min_points), set training.bad_samples to skip, or check the calibration "
             "with `lidarssl data check`",
         )
+
+    def _places(
+        self, most_down: int, most_right: int, rng: np.random.Generator
+    ) -> Iterator[tuple[int, int]]:
+        """Where the upper left corner of a square may lie, in the order in which it is tried."""
+        if self.place == "center":
+            yield most_down // 2, most_right // 2
+            return
+        for _ in range(self.max_draws):
+            top, left = rng.integers(0, (most_down + 1, most_right + 1))
+            yield int(top), int(left)
 
 
 def _moved(pairs: Matches, crop: Crop, size: tuple[int, int]) -> Matches:
