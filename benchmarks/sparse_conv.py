@@ -26,7 +26,7 @@ from torch import Tensor
 from lidarssl.backbones.minkunet import res16unet34c
 from lidarssl.frame import PointBatch
 from lidarssl.sparse import layers
-from lidarssl.sparse.maps import KernelMap
+from lidarssl.sparse.pairs import KernelMap
 from lidarssl.sparse.tensor import SparseTensor
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

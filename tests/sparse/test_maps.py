@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from lidarssl.errors import DataError
 from lidarssl.frame import map_tensors
 from lidarssl.sparse.kernel import Convention, axis_offsets, triple
-from lidarssl.sparse.maps import KernelMaps, Rows
+from lidarssl.sparse.maps import KernelMaps
+from lidarssl.sparse.pairs import Rows
 from lidarssl.sparse.tensor import SparseTensor
 from sparse.reference import random_sites
 
@@ -80,6 +81,34 @@ def test_strided_sites_are_floored(seed, stride):
         for b, x, y, z in maps.levels[0].coordinates.tolist()
     }
     assert [tuple(row) for row in maps.levels[level].coordinates.tolist()] == sorted(expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.sampled_from([TWO, THREE, (1, 2, 3), (2, 1, 1)]),
+    convention=st.sampled_from([M, T]),
+    ordered=st.booleans(),
+)
+def test_pairs_of_whole_cells_are_those_that_a_search_finds(seed, size, convention, ordered):
+    fine = sites(seed, 60, 4)
+    fine = fine.unique(dim=0) if ordered else fine
+    derived, searched = KernelMaps.of(fine), KernelMaps.of(fine)
+    coarse = derived.coarser(0, size, size, convention)
+    assert coarse == searched.coarser(0, size, size, convention)
+    searched.levels[coarse].row_in = None
+    ours = derived.kernel_map(0, coarse, size, ONE, convention)
+    theirs = searched.kernel_map(0, coarse, size, ONE, convention)
+    assert ours.counts == theirs.counts
+    assert ours.identity is None
+    assert theirs.identity is None
+    for pair in (
+        (ours.in_row, theirs.in_row),
+        (ours.out_row, theirs.out_row),
+        (ours.by_in.pairs, theirs.by_in.pairs),
+        (ours.by_out.start, theirs.by_out.start),
+    ):
+        torch.testing.assert_close(*pair, rtol=0, atol=0)
 
 
 def test_strided_sites_of_torchsparse_dilate():

@@ -13,7 +13,8 @@ from torch import Tensor
 from lidarssl.errors import DataError
 from lidarssl.frame import map_tensors
 from lidarssl.sparse.layers import SparseConv3d
-from lidarssl.sparse.maps import KernelMaps, Level
+from lidarssl.sparse.levels import Level
+from lidarssl.sparse.maps import KernelMaps
 from lidarssl.sparse.points import PointVoxelMaps, blend, point_to_voxel, voxel_to_point
 from lidarssl.sparse.tensor import SparseTensor
 from sparse.reference import random_sites

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lidarssl.errors import ConfigError
 from lidarssl.frame import PointBatch
-from lidarssl.geometry.keys import site_keys
-from lidarssl.geometry.voxels import VoxelSize, voxelize
-from lidarssl.sparse.maps import KernelMaps, Rows
+from lidarssl.geometry.voxels import VoxelSize, sorted_voxels
+from lidarssl.sparse.levels import Level
+from lidarssl.sparse.maps import KernelMaps
+from lidarssl.sparse.pairs import Rows
 
 
 def _xyz(points: PointBatch) -> Tensor:
@@ -129,16 +130,12 @@ def voxelize_batch(points: PointBatch, grid: VoxelGrid) -> VoxelBatch:
         points: N points.
         grid: rule, size and inputs.
     """
-    sites, first, token_of_point = _voxels_of_frames(points, grid)
-    order = site_keys(sites).argsort()
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(order.shape[0], device=order.device)
-    sites, first, token_of_point = sites[order], first[order], rank[token_of_point]
-    rows = Rows.of(token_of_point, sites.shape[0])
+    sites, token_of_point, rows = _voxels_of_frames(points, grid)
     count = rows.start.diff()[:, None]
     features = grid.inputs.of_points(points)
     if grid.inputs.reduce == "first":
-        features = features[first]
+        first = rows.pairs.index_select(0, rows.start[:-1])
+        features = features.index_select(0, first)
     else:
         features = rows.sum(features) / count
     return VoxelBatch(
@@ -146,23 +143,24 @@ def voxelize_batch(points: PointBatch, grid: VoxelGrid) -> VoxelBatch:
         features=features,
         positions=rows.sum(points.points) / count,
         token_of_point=token_of_point,
-        maps=KernelMaps.of(sites),
+        # They are unique and sorted as they are.
+        maps=KernelMaps([Level(sites, (1, 1, 1))]),
     )
 
 
-def _voxels_of_frames(points: PointBatch, grid: VoxelGrid) -> tuple[Tensor, Tensor, Tensor]:
-    """(V, 4) sites, (V,) representative points and (N,) voxel of each point."""
+def _voxels_of_frames(points: PointBatch, grid: VoxelGrid) -> tuple[Tensor, Tensor, Rows]:
+    """(V, 4) sorted sites, (N,) voxel of each point, and the points of each voxel."""
     sizes = torch.bincount(points.batch, minlength=points.batch_size).tolist()
-    sites = [points.batch.new_empty(0, 4)]
-    first, voxel_of_point = [points.batch.new_empty(0)], [points.batch.new_empty(0)]
+    sites, none = [points.batch.new_empty(0, 4)], points.batch.new_empty(0)
+    owner, order, start = [none], [none], [none]
     first_point = first_voxel = 0
     for frame, cloud in enumerate(points.points.split(sizes)):
-        if cloud.shape[0] == 0:
-            continue
-        voxels = voxelize(cloud, grid.rule, grid.voxel_size)
-        sites.append(F.pad(voxels.coordinates, (1, 0), value=frame))
-        first.append(voxels.index + first_point)
-        voxel_of_point.append(voxels.inverse + first_voxel)
+        coordinates, groups = sorted_voxels(cloud, grid.rule, grid.voxel_size)
+        sites.append(F.pad(coordinates, (1, 0), value=frame))
+        owner.append(groups.of_rows() + first_voxel)
+        order.append(groups.order + first_point)
+        start.append(groups.start + first_point)
         first_point += cloud.shape[0]
-        first_voxel += voxels.coordinates.shape[0]
-    return torch.cat(sites), torch.cat(first), torch.cat(voxel_of_point)
+        first_voxel += coordinates.shape[0]
+    start.append(none.new_tensor([first_point]))
+    return torch.cat(sites), torch.cat(owner), Rows(torch.cat(order), torch.cat(start))

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lidarssl.sparse.backends.torch import convolve
+from lidarssl.sparse.backends.choice import convolve
 from lidarssl.sparse.kernel import Convention, triple, volume
-from lidarssl.sparse.maps import KernelMap, KernelMaps
+from lidarssl.sparse.maps import KernelMaps
 from lidarssl.sparse.norms import RowNorm
+from lidarssl.sparse.pairs import KernelMap
 from lidarssl.sparse.tables import Table
 from lidarssl.sparse.tensor import SparseTensor
 

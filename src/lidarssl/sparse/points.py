@@ -20,7 +20,9 @@ from torch import Tensor
 from lidarssl.errors import DataError
 from lidarssl.frame import map_tensors
 from lidarssl.sparse.kernel import Convention, Triple
-from lidarssl.sparse.maps import KernelMap, KernelMaps, Level, Rows
+from lidarssl.sparse.levels import Level
+from lidarssl.sparse.maps import KernelMaps
+from lidarssl.sparse.pairs import KernelMap, Rows
 
 _ENOUGH = 1e-8  # added to the sum of the corners' weights by torchsparse
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from lidarssl.sparse.kernel import Convention, triple, volume
 from lidarssl.sparse.layers import convolution, relu
-from lidarssl.sparse.maps import KernelMap, KernelMaps
+from lidarssl.sparse.maps import KernelMaps
 from lidarssl.sparse.norms import RowNorm
+from lidarssl.sparse.pairs import KernelMap
 from lidarssl.sparse.tensor import SparseTensor
 
 

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lidarssl.sparse.kernel import Convention, Triple, axis_offsets, row_major, volume
-from lidarssl.sparse.maps import KernelMap, KernelMaps, Level
+from lidarssl.sparse.levels import Level
+from lidarssl.sparse.maps import KernelMaps
+from lidarssl.sparse.pairs import KernelMap
 
 NONE = -1
 _ONE = (1, 1, 1)

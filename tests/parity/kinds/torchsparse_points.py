@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lidarssl.sparse.layers import SparseConv3d
-from lidarssl.sparse.maps import Level
+from lidarssl.sparse.levels import Level
 from lidarssl.sparse.points import Blend, blend, point_to_voxel, voxel_to_point
 from lidarssl.sparse.tensor import SparseTensor
 from parity.case import Case, relative_l2

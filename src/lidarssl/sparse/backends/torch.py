@@ -2,7 +2,8 @@
 
 Per weight, the rows it reads are gathered and multiplied into one buffer of pair products;
 one segmented sum then adds the products of each output row. The sum has a fixed order, so
-results are deterministic on every device.
+results are deterministic on every device. The backward gathers each gradient once for the two
+products that read it.
 """
 
 from __future__ import annotations
@@ -14,20 +15,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lidarssl.sparse.maps import KernelMap
+from lidarssl.sparse.pairs import KernelMap
 
 
 def convolve(features: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
-    """Sum over pairs (i, o) of weight k: output[o] += features[i] @ kernel[k].
-
-    Args:
-        features: (N_in, C_in).
-        kernel: (K, C_in, C_out), same dtype.
-        kernel_map: pairs of the K weights.
-
-    Returns:
-        (N_out, C_out), differentiable once in features and kernel.
-    """
+    """See ``lidarssl.sparse.backends.choice.convolve``."""
     return _Convolution.apply(features, kernel, kernel_map)
 
 
@@ -36,48 +28,62 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
         ctx.save_for_backward(features, kernel)
         ctx.kernel_map = kernel_map
-        return _apply(features, kernel, kernel_map)
+        products = features.new_empty(kernel_map.in_row.shape[0], kernel.shape[2])
+        for weight, reads, _, product in _groups(kernel_map, products):
+            torch.mm(features.index_select(0, reads), kernel[weight], out=product)
+        output = kernel_map.by_out.sum(products)
+        if kernel_map.identity is not None:
+            output.addmm_(features, kernel[kernel_map.identity])
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         features, kernel = ctx.saved_tensors
-        kernel_map: KernelMap = ctx.kernel_map
-        grad = grad.contiguous()
-        grad_features = grad_kernel = None
-        if ctx.needs_input_grad[0]:
-            grad_features = _apply(grad, kernel.transpose(1, 2), kernel_map.transposed())
-        if ctx.needs_input_grad[1]:
-            grad_kernel = _kernel_gradient(features, grad, kernel_map)
-        return grad_features, grad_kernel, None
+        for_features, for_kernel, _ = ctx.needs_input_grad
+        return *_gradients(
+            grad.contiguous(), features, kernel, ctx.kernel_map, for_features, for_kernel
+        ), None
 
 
-def _apply(features: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
-    products = features.new_empty(kernel_map.in_row.shape[0], kernel.shape[2])
-    for weight, pairs in _groups(kernel_map):
-        rows = features.index_select(0, kernel_map.in_row[pairs])
-        torch.mm(rows, kernel[weight], out=products[pairs])
-    output = kernel_map.by_out.sum(products)
-    if kernel_map.identity is not None:
-        output.addmm_(features, kernel[kernel_map.identity])
-    return output
+def _gradients(
+    grad: Tensor,
+    features: Tensor,
+    kernel: Tensor,
+    kernel_map: KernelMap,
+    for_features: bool,
+    for_kernel: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of features and kernel, or None where not asked for."""
+    back = kernel.transpose(1, 2)
+    products = grad.new_empty(kernel_map.in_row.shape[0], features.shape[1] * for_features)
+    grad_kernel = torch.zeros_like(kernel) if for_kernel else None
+    for weight, reads, writes, product in _groups(kernel_map, products):
+        rows = grad.index_select(0, writes)
+        if for_features:
+            torch.mm(rows, back[weight], out=product)
+        if grad_kernel is not None:
+            torch.mm(features.index_select(0, reads).t(), rows, out=grad_kernel[weight])
+    grad_features = kernel_map.by_in.sum(products) if for_features else None
+    identity = kernel_map.identity
+    if identity is not None:
+        if grad_features is not None:
+            grad_features.addmm_(grad, back[identity])
+        if grad_kernel is not None:
+            torch.mm(features.t(), grad, out=grad_kernel[identity])
+    return grad_features, grad_kernel
 
 
-def _kernel_gradient(features: Tensor, grad: Tensor, kernel_map: KernelMap) -> Tensor:
-    result = features.new_zeros(len(kernel_map.counts), features.shape[1], grad.shape[1])
-    for weight, pairs in _groups(kernel_map):
-        rows = features.index_select(0, kernel_map.in_row[pairs])
-        grads = grad.index_select(0, kernel_map.out_row[pairs])
-        torch.mm(rows.t(), grads, out=result[weight])
-    if kernel_map.identity is not None:
-        torch.mm(features.t(), grad, out=result[kernel_map.identity])
-    return result
-
-
-def _groups(kernel_map: KernelMap) -> Iterator[tuple[int, slice]]:
-    """Weights that have pairs, and where these are listed."""
-    start = 0
-    for weight, count in enumerate(kernel_map.counts):
-        if count:
-            yield weight, slice(start, start + count)
-        start += count
+def _groups(
+    kernel_map: KernelMap, products: Tensor
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Every weight that has pairs, with their rows in, rows out and (P_k, C) products."""
+    counts = kernel_map.counts
+    parts = zip(
+        range(len(counts)),
+        kernel_map.in_row.split(counts),
+        kernel_map.out_row.split(counts),
+        products.split(counts),
+        strict=True,
+    )
+    return (part for part in parts if counts[part[0]])
