@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from dataset_files import (
     KITTI_360_PERSPECTIVE,
     KITTI_360_TO_POSE,
     KITTI_360_TO_VELO,
+    encode_image,
     image_bytes,
     npy_bytes,
     panoptic_bytes,
@@ -75,6 +79,10 @@ from lidarssl.datasets.point_files import (
 )
 from lidarssl.datasets.rellis3d import parse_list as parse_rellis_list
 from lidarssl.datasets.semantic_poss import parse_tag
+from lidarssl.datasets.shard_files import parse_column, parse_ids, parse_member
+from lidarssl.datasets.shard_frames import parse_description
+from lidarssl.datasets.shard_index import FrameTable
+from lidarssl.datasets.shard_parsing import parse_frame_table, parse_index
 from lidarssl.datasets.synthetic import parse_weather
 from lidarssl.datasets.table_pickles import Table, parse_pickled_table, parse_table
 from lidarssl.errors import DataError
@@ -82,6 +90,7 @@ from lidarssl.frame import Boxes
 from lidarssl.geometry.distortion import undistort_image
 from pandaset_files import car_pose, cuboids, pose_entry, table_bytes, table_file
 from scribble_rellis_files import rellis_line
+from shard_dataset_files import write_shards
 
 PATH = Path("damaged")
 # A kind of damage, where (a share of the length), and how (any integer).
@@ -283,6 +292,7 @@ def targets() -> list[Target]:
         *_kitti_targets(),
         *_pandaset_targets(),
         *(Target(*row) for row in image_rows(PATH)),
+        *_shard_targets(),
         Target("once.json", (_json(once_content(["1616343527200", "5"], ["5"])),), _once),
         Target(
             "calibration.json",
@@ -385,6 +395,57 @@ def _pandaset_targets() -> list[Target]:
             lambda d: _discard(parse_timestamps(d, PATH)),
         ),
     ]
+
+
+def _shard_targets() -> list[Target]:
+    with TemporaryDirectory() as folder:
+        shards = write_shards(Path(folder))
+        tar = (shards / "train-000000.tar").read_bytes()
+        index, table = (
+            (shards / f"{name}.json").read_bytes() for name in ("index", "train.frames")
+        )
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        first = archive.next()
+        assert first is not None
+    description = tar[512 : 512 + first.size]
+    ids = (encode_image(np.full((4, 5), value, kind), "PNG") for value, kind in _IDS)
+    return [
+        Target("shards index.json", (index,), lambda d: _discard(parse_index(d, PATH))),
+        Target("shards frames.json", (table,), lambda d: _places(parse_frame_table(d, PATH))),
+        Target("shards frame.json", (description,), _described),
+        Target(
+            "member of a shard",
+            (tar[: 512 + first.size],),
+            lambda d: _discard(parse_member(memoryview(d), first.name, first.size, PATH)),
+        ),
+        Target(
+            "column of a shard",
+            (npy_bytes(np.arange(50, dtype=np.uint8)), npy_bytes(np.arange(50))),
+            lambda d: _discard(parse_column(memoryview(bytearray(d)), PATH, "ring", 50)),
+        ),
+        Target(
+            "points of a shard",
+            (npy_bytes(np.ones((50, 3), np.float32)),),
+            lambda d: _finite(parse_column(memoryview(bytearray(d)), PATH, "points", 50)),
+        ),
+        Target("ids of a shard", tuple(ids), lambda d: _discard(parse_ids(d, PATH, (4, 5)))),
+    ]
+
+
+_IDS = ((7, np.uint8), (700, np.uint16))
+
+
+def _places(table: FrameTable) -> None:
+    for row in range(len(table.rows)):
+        places, shard = table.places(row), table.shard_of(row)
+        assert all(0 <= place.offset < place.end <= shard.bytes for place in places)
+
+
+def _described(data: bytes) -> None:
+    found = parse_description(data, PATH)
+    if found.boxes is not None:
+        _finite(found.boxes.center)
+    assert len(found.cameras) == len(found.sizes)
 
 
 def _finite(value: torch.Tensor) -> None:

@@ -26,7 +26,8 @@ def test_version(command: Command) -> None:
 @pytest.mark.parametrize(
     "verb",
     [
-        "demo", "recipes", "data check", "data stats", "data synthesize", "prepare superpixels",
+        "demo", "recipes", "data check", "data stats", "data synthesize", "data shard",
+        "prepare superpixels",
         "prepare image-features", "prepare weak-labels", "prepare instances", "prepare teacher",
         "pretrain", "probe", "finetune", "evaluate", "report", "calibrate", "doctor",
     ],

@@ -8,6 +8,7 @@ import inspect
 import pickle
 import pkgutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,15 @@ from lidarssl.datasets.scribble_kitti import ScribbleKitti
 from lidarssl.datasets.semantic_kitti import SemanticKitti
 from lidarssl.datasets.semantic_poss import SemanticPoss
 from lidarssl.datasets.semantic_stf import SemanticStf
+from lidarssl.datasets.shards import Shards
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Field, Frame, FrameId
+from lidarssl.prepare.shards import pack_shards
+from lidarssl.transforms.images import decoded, image_size
 from pandaset_files import write_pandaset
 from scribble_rellis_files import RELLIS_LABELS, write_rellis, write_scribble_kitti
+from shard_dataset_files import differences, write_shards
+from transforms.scenes import same
 
 
 def _synthetic(root: Path) -> Dataset:
@@ -87,6 +93,7 @@ FIXTURES: dict[str, Callable[[Path], Dataset]] = {
     "Cityscapes": lambda root: Cityscapes(write_cityscapes(root)),
     "Acdc": lambda root: Acdc(write_acdc(root)),
     "Mixed": _mixed,
+    "Shards": lambda root: Shards(write_shards(root)),
 }
 UNLABELLED = (A2d2, Mixed)
 
@@ -181,6 +188,21 @@ def test_load_carries_what_is_asked_for_and_nothing_else(dataset: Dataset) -> No
         assert _carried(dataset.load(frame_id, field)) == field
 
 
+def _with_numbers(frame: Frame) -> Frame:
+    """With zeros for the NaN of intrinsics that nobody knows."""
+    cameras = (replace(one, intrinsics=one.intrinsics.nan_to_num()) for one in frame.cameras)
+    return replace(frame, cameras=tuple(cameras))
+
+
+def test_what_stays_undecoded_is_the_same_when_decoded(dataset: Dataset) -> None:
+    for frame_id in dataset.frames("train")[:2]:
+        plain = dataset.load(frame_id)
+        found = dataset.load(frame_id, Field.ALL | Field.UNDECODED)
+        sizes = [image_size(camera) for camera in found.cameras]
+        assert sizes == [image_size(camera) for camera in plain.cameras]
+        assert same(*(_with_numbers(frame) for frame in (decoded(found), plain)))
+
+
 def test_no_label_file_is_opened_unless_labels_are_asked_for(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +219,8 @@ def test_no_label_file_is_opened_unless_labels_are_asked_for(
     dataset.load(frame_id, Field.IMAGES | Field.SUPERPIXELS | Field.POSE)
     assert not _label_files(opened)
     dataset.load(frame_id)
+    if isinstance(dataset, Shards):  # its labels are parts of a file: see test_shards.py
+        return
     # Boxes may stand in tables that are read anyway; labels of points never do.
     if provided & (Field.SEMANTIC | Field.INSTANCE | Field.IMAGE_LABELS):
         assert _label_files(opened)
@@ -284,3 +308,28 @@ def test_datasets_travel_to_worker_processes(dataset: Dataset) -> None:
     frame_id = dataset.frames("train")[0]
     copied = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(copied.load(frame_id).points, dataset.load(frame_id).points)
+
+
+def test_shards_hold_the_same_frames(dataset: Dataset, tmp_path: Path) -> None:
+    """Packed and read again, a dataset is the same: every split, frame, field and bit."""
+    packing = {"frames_per_shard": 2, "progress": False}
+    if isinstance(dataset, Mixed):
+        with pytest.raises(ConfigError, match="pack each of its datasets"):
+            pack_shards(dataset, "train", tmp_path, **packing)
+        return
+    for split in ("train", "val"):
+        pack_shards(dataset, split, tmp_path, **packing)
+    shards = Shards(tmp_path)
+    attributes = ("name", "classes", "box_classes", "forward", "intensity_statistics", "lidar")
+    for name in attributes:
+        assert getattr(shards, name) == getattr(dataset, name)
+    assert shards.splits == ("train", "val")
+    for split in shards.splits:
+        assert shards.frames(split) == dataset.frames(split)
+        assert shards.provides(split) == dataset.provides(split)
+        assert shards.label_fraction(split, 1) == dataset.label_fraction(split, 1)
+        assert shards.absent(split) == dataset.absent(split)
+        for frame in shards.frames(split):
+            for fields in (Field.ALL, Field.NONE, *dataset.provides(split)):
+                assert not differences(dataset.load(frame, fields), shards.load(frame, fields))
+    assert shards.label_fraction("train", 2) == dataset.label_fraction("train", 2)

@@ -12,6 +12,7 @@ from lidarssl.cli.export_arguments import add_export
 from lidarssl.cli.groups import Verbs, add_quiet, open_dataset
 from lidarssl.cli.parser import Parser, at_least
 from lidarssl.cli.prepare_arguments import add_prepare
+from lidarssl.cli.shard_arguments import add_shard
 
 START = """\
 start here:
@@ -109,7 +110,9 @@ def _add_recipes(top: Verbs) -> None:
 
 
 def _add_data(top: Verbs) -> None:
-    actions = top.parent("data", "check, describe or synthesize a dataset", "actions", "ACTION")
+    actions = top.parent(
+        "data", "check, describe, pack or synthesize a dataset", "actions", "ACTION"
+    )
     check = open_dataset(
         actions, "check", "load every frame and say what is wrong", verbs.data_check,
         "lidarssl data check semantic_kitti --root data/semantic_kitti\n"
@@ -123,6 +126,7 @@ def _add_data(top: Verbs) -> None:
         parser.add_argument("--limit", type=at_least(1), help="so many frames, evenly spread")
         parser.add_argument("--json", action="store_true", help="print JSON")
     check.add_argument("--workers", type=at_least(0), default=2, help="threads")
+    add_shard(actions)
     world = actions.open(
         "synthesize", "write a synthetic driving world to disk", verbs.data_synthesize,
         "lidarssl data synthesize data/world\n"

@@ -18,7 +18,7 @@ def superpixels(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.prepare.superpixels import prepare_superpixels as run
     from lidarssl.recipes.schema import build_dataset
 
-    options = _pass_options(arguments)
+    options = pass_options(arguments)
     print(
         run(
             build_dataset(arguments.dataset, rest),
@@ -28,6 +28,7 @@ def superpixels(arguments: argparse.Namespace, rest: list[str]) -> None:
             compactness=arguments.compactness,
             sigma=arguments.sigma,
             scale=arguments.scale,
+            form=arguments.format,
             **options,
         )
     )
@@ -38,7 +39,7 @@ def image_features(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.recipes.schema import build_dataset
     from lidarssl.training.fit import choose_device
 
-    options = _pass_options(arguments)
+    options = pass_options(arguments)
     described, rest = _take("encoder", rest)
     dataset = build_dataset(arguments.dataset, rest)
     encoder, given = _encoder(arguments, described)
@@ -90,7 +91,7 @@ def _encoder(
 def weak_labels(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.recipes.schema import build_dataset
 
-    options = _pass_options(arguments)
+    options = pass_options(arguments)
     described, rest = _take("labeller", rest)
     if (arguments.camseg is None) == (not described):
         raise ConfigError(
@@ -148,7 +149,7 @@ def instances(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.recipes.schema import build_dataset
     from lidarssl.transforms.mixing import OBJECTS
 
-    options = _pass_options(arguments)
+    options = pass_options(arguments)
     print(
         run(
             build_dataset(arguments.dataset, rest),
@@ -185,7 +186,7 @@ def _take(name: str, words: list[str]) -> tuple[list[str], list[str]]:
     return taken, [word for word in words if word not in taken]
 
 
-def _pass_options(arguments: argparse.Namespace) -> dict[str, Any]:
+def pass_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What every resumable pass understands."""
     return {
         "workers": arguments.workers,
