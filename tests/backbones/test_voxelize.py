@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lidarssl.backbones.voxelize import PointInputs, VoxelGrid, voxelize_batch
 from lidarssl.errors import ConfigError
 from lidarssl.frame import PointBatch
+from lidarssl.geometry.voxels import cell_coordinates
+from lidarssl.sparse.maps import KernelMaps
 
 POINTS = torch.tensor(
     [
@@ -43,6 +48,37 @@ def test_mean_of_scaled_columns() -> None:
     ranges = (math.hypot(0.1, 0.2) + math.hypot(0.3, 0.4)) / 2
     expected = torch.tensor([3 * 3 + 1, ranges, 0.8, 0.2, 0.3, 0.5])
     assert torch.allclose(voxels.features[1], expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 60), min_size=1, max_size=4),
+    seed=st.integers(0, 2**31),
+    rule=st.sampled_from(["slidr_cylindrical", "slidr_cartesian", "also", "waffleiron"]),
+    reduce=st.sampled_from(["first", "mean"]),
+)
+def test_equals_frame_by_frame_and_voxel_by_voxel(
+    sizes: list[int], seed: int, rule: str, reduce: Literal["first", "mean"]
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn((sum(sizes), 3), generator=generator) * 2
+    intensity = torch.rand(sum(sizes), generator=generator)
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    grid = VoxelGrid(rule, 0.7, PointInputs(("intensity", "x"), reduce=reduce))
+    voxels = voxelize_batch(PointBatch(points, intensity, owner, len(sizes)), grid)
+    sites = voxels.maps.levels[0].coordinates
+    clouds = [cell_coordinates(cloud, rule, 0.7) for cloud in points.split(sizes)]
+    cells = torch.cat([owner[:, None], torch.cat(clouds)], 1)
+    expected = cells.unique(dim=0)
+    assert torch.equal(sites, expected)
+    assert torch.equal(sites[voxels.token_of_point], cells)
+    assert torch.equal(KernelMaps.of(sites).levels[0].coordinates, sites)
+    values = torch.stack([intensity, points[:, 0]], 1)
+    for row in range(len(sites)):
+        mine = (voxels.token_of_point == row).nonzero()[:, 0]
+        read = values[mine[0]] if reduce == "first" else values[mine].mean(0)
+        torch.testing.assert_close(voxels.features[row], read)
+        torch.testing.assert_close(voxels.positions[row], points[mine].mean(0))
 
 
 def test_no_points() -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lidarssl.backbones.plane_cells import WholePlane
 from lidarssl.backbones.plane_tokens import PlaneTokens
 from lidarssl.backbones.voxelize import PointInputs
 from lidarssl.backbones.waffleiron import Activation, LayerScale, Norm, WaffleIron
@@ -274,7 +275,7 @@ def test_drop_path_skips_whole_frames() -> None:
     with torch.no_grad():
         embedded = network.embed(tokens.features, tokens.neighbours)
         spatial, channel = network.waffleiron.spatial_mix[0], network.waffleiron.channel_mix[0]
-        mixed = spatial(embedded, tokens.cells[0], tokens.weights[0], (3, 5, 4))
+        mixed = spatial(embedded, WholePlane(tokens.cells[0], tokens.weights[0], (3, 5, 4)))
         ways = [embedded + share * mixed for share in (0.0, 2.0)]
         results = torch.stack([way + share * channel(way) for way in ways for share in (0.0, 2.0)])
     network.embed.train(False)

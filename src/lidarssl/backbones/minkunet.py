@@ -167,7 +167,7 @@ class MinkUNet(Backbone):
         """Voxels and every kernel map of the network, in ``points.prepared``."""
         voxels = self._voxels(points)
         self._connect(voxels.maps)
-        return replace(points, prepared=replace(voxels, maps=voxels.maps.packed()))
+        return replace(points, prepared=voxels)
 
     def layers(self) -> list[list[nn.Module]]:
         """The stem, every encoder level, every decoder level, and the final convolution."""

@@ -151,16 +151,17 @@ def voxelize_batch(points: PointBatch, grid: VoxelGrid) -> VoxelBatch:
 def _voxels_of_frames(points: PointBatch, grid: VoxelGrid) -> tuple[Tensor, Tensor, Rows]:
     """(V, 4) sorted sites, (N,) voxel of each point, and the points of each voxel."""
     sizes = torch.bincount(points.batch, minlength=points.batch_size).tolist()
-    sites, none = [points.batch.new_empty(0, 4)], points.batch.new_empty(0)
-    owner, order, start = [none], [none], [none]
+    sites, start = [points.batch.new_empty(0, 4)], []
+    owner, order = torch.empty_like(points.batch), torch.empty_like(points.batch)
     first_point = first_voxel = 0
     for frame, cloud in enumerate(points.points.split(sizes)):
         coordinates, groups = sorted_voxels(cloud, grid.rule, grid.voxel_size)
         sites.append(F.pad(coordinates, (1, 0), value=frame))
-        owner.append(groups.of_rows() + first_voxel)
-        order.append(groups.order + first_point)
         start.append(groups.start + first_point)
-        first_point += cloud.shape[0]
+        mine = slice(first_point, first_point + cloud.shape[0])
+        torch.add(groups.of_rows(), first_voxel, out=owner[mine])
+        torch.add(groups.order, first_point, out=order[mine])
+        first_point = mine.stop
         first_voxel += coordinates.shape[0]
-    start.append(none.new_tensor([first_point]))
-    return torch.cat(sites), torch.cat(owner), Rows(torch.cat(order), torch.cat(start))
+    start.append(owner.new_tensor([first_point]))
+    return torch.cat(sites), owner, Rows(order, torch.cat(start))

@@ -256,7 +256,7 @@ class VoxelNet(Backbone):
         voxels, level = self.voxels(points), 0
         for convolution in self._convolutions():
             level, _ = convolution.connect(voxels.maps, level)
-        return replace(points, prepared=replace(voxels, maps=voxels.maps.packed()))
+        return replace(points, prepared=voxels)
 
     def voxels(self, points: PointBatch) -> BoundedVoxels:
         """Those of ``points.prepared`` if they are what this network needs, else new ones."""

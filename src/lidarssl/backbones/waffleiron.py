@@ -9,19 +9,21 @@ of the published files; a 1x1 convolution is the linear layer that it is.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lidarssl.backbones.base import Backbone
 from lidarssl.backbones.difference_norm import difference_affine
+from lidarssl.backbones.neighbourhood import largest_response
+from lidarssl.backbones.plane_cells import OccupiedPlane, Plane
 from lidarssl.backbones.plane_tokens import Grid, PlaneGrids, PlaneTokens, TokenRule
 from lidarssl.backbones.voxelize import PointInputs
 from lidarssl.errors import ConfigError
@@ -33,7 +35,6 @@ from lidarssl.sparse.norms import RowNorm
 Norm = Literal["batch", "layer"]
 Activation = Literal["relu", "gelu"]
 STANDARD_XYZ = PointInputs(("standard_intensity", "x", "y", "z", "radius"))
-_PAIRS = 2**17
 
 
 class Embedding(nn.Module):
@@ -52,29 +53,15 @@ class Embedding(nn.Module):
         )
         self.final = nn.Linear(2 * channels, channels)
 
-    def forward(self, values: Tensor, neighbours: Tensor, checkpointing: bool = False) -> Tensor:
+    def forward(self, values: Tensor, neighbours: Tensor) -> Tensor:
         """(T, in_channels) and (T, K) -> (T, channels)."""
         values = self.norm(values)
-        scale, shift = difference_affine(values, neighbours, self.conv2)
-        around = partial(self._around, values, scale=scale, shift=shift)
-        step = max(1, _PAIRS // max(neighbours.shape[1], 1))
-        rows = torch.arange(len(values), device=values.device)
-        parts = zip(rows.split(step), neighbours.split(step), strict=True)
-        if checkpointing and torch.is_grad_enabled():
-            around = partial(checkpoint, around, use_reentrant=False)
-        neighbourhood = torch.cat([around(row, near) for row, near in parts])
-        embedded: Tensor = self.final(torch.cat([self.conv1(values), neighbourhood], 1))
+        affine = difference_affine(values, neighbours, self.conv2)
+        last = self.conv2[4]
+        assert isinstance(last, nn.Linear)
+        around = largest_response(values, neighbours, *affine, last.weight)
+        embedded: Tensor = self.final(torch.cat([self.conv1(values), around], 1))
         return embedded
-
-    def _around(
-        self, values: Tensor, row: Tensor, near: Tensor, *, scale: Tensor, shift: Tensor
-    ) -> Tensor:
-        """Largest response over the neighbours ``near`` (R, K) of the tokens ``row``."""
-        difference = values[near] - values[row, None]
-        hidden = torch.addmm(shift, difference.flatten(0, 1), scale.t()).relu_()
-        # Not amax, which shares the gradient between equal neighbours.
-        largest: Tensor = self.conv2[4](hidden).view(*near.shape, len(shift)).max(1).values
-        return largest
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -99,6 +86,11 @@ class LayerScale(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         return rows * self.weight
 
+    def after(self, layer: nn.Module, rows: Tensor) -> Tensor:
+        """The linear layer and then the scale, in one product."""
+        assert isinstance(layer, nn.Linear)
+        return F.linear(rows, layer.weight * self.weight[:, None], layer.bias * self.weight)
+
 
 class SpatialMix(nn.Module):
     """Tokens averaged in the cells of a grid, convolved there, and read back."""
@@ -110,15 +102,9 @@ class SpatialMix(nn.Module):
         self.ffn = nn.Sequential(depthwise(), _activation(activation), depthwise())
         self.scale: Any = LayerScale(channels)
 
-    def forward(
-        self, tokens: Tensor, cells: Tensor, weights: Tensor, grid: Sequence[int]
-    ) -> Tensor:
-        """(T, C), (T,), (T,) and (frames, rows, columns) -> (T, C)."""
-        rows = self.norm(tokens) * weights[:, None]
-        cell_means = rows.new_zeros(math.prod(grid), rows.shape[1]).index_add(0, cells, rows)
-        maps = self.ffn(cell_means.view(*grid, -1).permute(0, 3, 1, 2))
-        mixed: Tensor = self.scale(maps.permute(0, 2, 3, 1).reshape(cell_means.shape)[cells])
-        return mixed
+    def forward(self, tokens: Tensor, plane: Plane) -> Tensor:
+        """(T, C) -> (T, C)."""
+        return plane.mix(self.norm(tokens), self.ffn, self.scale)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -143,7 +129,11 @@ class ChannelMix(nn.Module):
         self.scale: Any = LayerScale(channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        mixed: Tensor = self.scale(self.mlp(self.norm(tokens)))
+        first, activation, last = self.mlp
+        rows = activation(first(self.norm(tokens)))
+        if isinstance(self.scale, LayerScale):
+            return self.scale.after(last, rows)
+        mixed: Tensor = last(rows)
         return mixed
 
     @torch.no_grad()
@@ -230,16 +220,26 @@ class WaffleIron(Backbone):
             token_of_point=tokens.token_of_point,
         )
 
-    def forward_tokens(self, tokens: PlaneTokens) -> Tensor:
-        """The network itself, (T, channels)."""
+    def forward_tokens(
+        self, tokens: PlaneTokens, kind: Callable[..., Plane] = OccupiedPlane.of
+    ) -> Tensor:
+        """The network itself, (T, channels).
+
+        Args:
+            tokens: of some frames.
+            kind: makes the plane of flat cells, weights, and frames, rows and columns.
+        """
         values = tokens.features.to(self.embed.final.weight.dtype)
-        rows = self.embed(values, tokens.neighbours, self.checkpointing)
-        grids = self.rule.grids.grids
+        rows = self.embed(values, tokens.neighbours)
+        planes = [
+            kind(cells, weights, (tokens.batch_size, *grid))
+            for cells, weights, grid in zip(
+                tokens.cells, tokens.weights, self.rule.grids.grids, strict=True
+            )
+        ]
         mixes = zip(self.waffleiron.spatial_mix, self.waffleiron.channel_mix, strict=True)
         for layer, (spatial_mix, channel_mix) in enumerate(mixes):
-            plane = layer % len(grids)
-            grid = (tokens.batch_size, *grids[plane])
-            mixed = self._run(spatial_mix, rows, tokens.cells[plane], tokens.weights[plane], grid)
+            mixed = self._run(spatial_mix, rows, planes[layer % len(planes)])
             rows = rows + self._dropped(mixed, tokens)
             rows = rows + self._dropped(self._run(channel_mix, rows), tokens)
         return rows
@@ -301,7 +301,7 @@ def _norm(norm: Norm, channels: int) -> nn.Module:
 def _activation(name: Activation) -> nn.Module:
     if name not in ("relu", "gelu"):
         raise ConfigError(f"unknown activation '{name}'", field="activation", remedy="relu or gelu")
-    return nn.ReLU() if name == "relu" else nn.GELU()
+    return nn.ReLU(inplace=True) if name == "relu" else nn.GELU()
 
 
 def _check_sizes(**sizes: int) -> None:

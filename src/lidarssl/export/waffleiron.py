@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lidarssl.backbones.plane_cells import WholePlane
 from lidarssl.backbones.plane_tokens import PlaneGrids, PlaneTokens
 from lidarssl.backbones.waffleiron import Embedding, WaffleIron
 from lidarssl.export.graph import Arrays, Graph, Port
@@ -73,7 +74,7 @@ class WaffleIronGraph(Graph):
             batch_size=1,
             real=0,
         )
-        return self.network.forward_tokens(tokens)
+        return self.network.forward_tokens(tokens, WholePlane)
 
     def _weights(self, values: Tensor, cells: Tensor) -> Tensor:
         """(P, T) weight of every token in the mean of its cell."""
@@ -92,7 +93,7 @@ class WholeEmbedding(nn.Module):
         super().__init__()
         self.conv1, self.conv2, self.final = embed.conv1, embed.conv2, embed.final
 
-    def forward(self, values: Tensor, neighbours: Tensor, checkpointing: bool = False) -> Tensor:
+    def forward(self, values: Tensor, neighbours: Tensor) -> Tensor:
         difference = F.embedding(neighbours, values) - values[:, None]
         around = self.conv2(difference).amax(1)
         return self.final(torch.cat([self.conv1(values), around], 1))

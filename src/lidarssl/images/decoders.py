@@ -91,9 +91,17 @@ class UpsampledHead(nn.Module):
         Returns:
             (I, out_channels, h * scale, w * scale).
         """
-        projected = self.projections[head](features)
+        return self.enlarged(self.projected(features, head))
+
+    def projected(self, features: Tensor, head: int = 0) -> Tensor:
+        """The part that trains: (I, in_channels, h, w) -> (I, out_channels, h, w)."""
+        projected: Tensor = self.projections[head](features)
+        return projected
+
+    def enlarged(self, projected: Tensor) -> Tensor:
+        """The part without weights: (I, out_channels, h, w) -> pixels, see ``forward``."""
         pixels = F.interpolate(
-            projected, size=self._size(features), mode="bilinear", align_corners=True
+            projected, size=self._size(projected), mode="bilinear", align_corners=True
         )
         return F.normalize(pixels, dim=1) if self.normalize else pixels
 
@@ -110,7 +118,7 @@ class UpsampledHead(nn.Module):
         Returns:
             (M, out_channels).
         """
-        projected = self.projections[head](features)
+        projected = self.projected(features, head)
         pixels = sample_upsampled(projected, image, row, col, self._size(features))
         return F.normalize(pixels, dim=1) if self.normalize else pixels
 

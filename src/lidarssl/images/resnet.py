@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lidarssl.errors import ConfigError, DataError, require
+from lidarssl.images.folding import Folding, at_rest
 from lidarssl.images.frozen import FreezableEncoder
 from lidarssl.images.weights import OriginalLayout, build_encoder, find_network
 
@@ -58,12 +59,15 @@ class ResNet(FreezableEncoder):
             )
         super().__init__(out_channels=channels[-1], stride=4 if dilated else 32)
         self.model = _build(depth, weights)
+        self._folding = Folding()
         if dilated:
             replace_stride_with_dilation(self.model)
         if frozen:
             self.freeze()
 
     def features(self, images: Tensor) -> Tensor:
+        if self.frozen and at_rest(self.model, images):
+            return self._folding.of(self.model)(images)
         return self.model(images).last_hidden_state
 
 

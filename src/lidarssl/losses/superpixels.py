@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from lidarssl.errors import DataError
 from lidarssl.frame import Matches
@@ -76,6 +78,7 @@ def pool_superpixels(
     superpixels: Tensor,
     per_image: int | None = None,
     eps: float = 1e-6,
+    enlarged: Callable[[Tensor], Tensor] | None = None,
 ) -> PooledSuperpixels:
     """Pool both modalities over the superpixels of a batch.
 
@@ -85,20 +88,49 @@ def pool_superpixels(
     Args:
         match_features: (M, C) point feature of each match.
         matches: (M,) rows into the images; ``point`` is not used.
-        pixel_features: (I, C, H, W).
+        pixel_features: (I, C, H, W), or what ``enlarged`` makes that of.
         superpixels: (I, H, W) int64 ids >= 0, counted within each image.
         per_image: ids reserved for each image; the largest id + 1 when None.
         eps: added to the counts.
+        enlarged: makes the pixel features of an image of its coarse map, (1, C, H, W). It is
+            called for one image after the other, and again in the backward pass, so that the
+            pixels of all images are never in memory together.
 
     Raises:
         DataError: an id is negative or does not fit in ``per_image``.
     """
+    if per_image is None:
+        per_image = int(superpixels.max()) + 1 if superpixels.numel() else 0
     segments = global_segments(superpixels, per_image)
     segment = segments[matches.image, matches.row, matches.col]
-    number = int(segments.max()) + 1 if segments.numel() else 0
+    number = len(superpixels) * per_image
     points = segment_mean(match_features, segment, number, eps)
-    pixels = segment_mean(
-        pixel_features.permute(0, 2, 3, 1).flatten(0, 2), segments.flatten(), number, eps
-    )
+    pixels = _pixel_means(pixel_features, superpixels, per_image, eps, enlarged)
     kept = torch.bincount(segment, minlength=number).nonzero().squeeze(1)
     return PooledSuperpixels(points[kept], pixels[kept], kept)
+
+
+def _pixel_means(
+    features: Tensor,
+    superpixels: Tensor,
+    per_image: int,
+    eps: float,
+    enlarged: Callable[[Tensor], Tensor] | None,
+) -> Tensor:
+    """Means of the superpixels of one image after the other, (I * per_image, C)."""
+
+    def of_image(image: Tensor, segment: Tensor) -> Tensor:
+        pixels = image if enlarged is None else enlarged(image)
+        rows = pixels.permute(0, 2, 3, 1).flatten(0, 2)
+        return segment_mean(rows, segment.flatten().long(), per_image, eps)
+
+    def recomputed(image: Tensor, segment: Tensor) -> Tensor:
+        means: Tensor = checkpoint(
+            of_image, image, segment, use_reentrant=False, preserve_rng_state=False
+        )
+        return means
+
+    work = of_image if enlarged is None else recomputed
+    images = zip(features[:, None], superpixels, strict=True)
+    means = [work(image, segment) for image, segment in images]
+    return torch.cat(means) if means else features.new_zeros(0, features.shape[1])
