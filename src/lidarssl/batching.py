@@ -23,9 +23,7 @@ def collate(frames: Sequence[Frame]) -> Batch:
     sizes = torch.tensor([len(frame) for frame in frames])
     cameras = [camera for frame in frames for camera in frame.cameras]
     camera_counts = torch.tensor([len(frame.cameras) for frame in frames])
-    images = _stack(frames, [camera.image for camera in cameras], "image")
-    if images is not None and images.dtype == torch.uint8:
-        images = images.float().div_(255)
+    images = _stack_images(frames, [camera.image for camera in cameras])
     return Batch(
         ids=tuple(frame.id for frame in frames),
         points=_concatenate_points(frames, sizes),
@@ -112,9 +110,16 @@ def _concatenate_rows(
 
 
 def _stack(frames: Sequence[Frame], values: list[Tensor | None], name: str) -> Tensor | None:
+    found = _all_of_one_shape(frames, values, name)
+    return torch.stack(found) if found else None
+
+
+def _all_of_one_shape(
+    frames: Sequence[Frame], values: list[Tensor | None], name: str
+) -> list[Tensor]:
     found = [value for value in values if value is not None]
     if not found:
-        return None
+        return []
     shapes = {tuple(value.shape) for value in found}
     if len(found) != len(values) or len(shapes) > 1:
         raise DataError(
@@ -123,7 +128,20 @@ def _stack(frames: Sequence[Frame], values: list[Tensor | None], name: str) -> T
             field=name,
             remedy="add a transform that brings every image to one size",
         )
-    return torch.stack(found)
+    return found
+
+
+def _stack_images(frames: Sequence[Frame], values: list[Tensor | None]) -> Tensor | None:
+    """In float32 [0, 1], channel after channel, however each lies in memory."""
+    found = _all_of_one_shape(frames, values, "image")
+    if not found:
+        return None
+    images = torch.empty((len(found), *found[0].shape))
+    for image, value in zip(images, found, strict=True):
+        image.copy_(value)
+        if value.dtype == torch.uint8:
+            image.div_(255)
+    return images
 
 
 def _stack_matrices(matrices: Sequence[Tensor]) -> Tensor | None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,7 @@ class Field(enum.Flag):
     INSTANCE = enum.auto()
     BOXES = enum.auto()
     POSE = enum.auto()
+    UNDECODED = enum.auto()  # of images: they may stay so until a transform needs their pixels
     ALL = IMAGES | SUPERPIXELS | IMAGE_LABELS | SEMANTIC | INSTANCE | BOXES | POSE
 
 
@@ -42,6 +44,17 @@ class FrameId:
 
     def __str__(self) -> str:
         return f"{self.dataset}/{self.sequence}/{self.token}"
+
+
+class Undecoded(Protocol):
+    """Pixels as their file holds them: (3, H, W) uint8 RGB, or (H, W) ids of any integer type."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+
+    def decode(self, rows: slice = ..., columns: slice = ...) -> Tensor:
+        """A rectangle of them, or all; raises DataError when they do not decode."""
 
 
 @dataclass
@@ -58,6 +71,8 @@ class Camera:
         labels: (H, W) int64 class ids, 0 = ignored (weak or synthetic labels), or None.
         features: (C, h, w) float16 or float32 map that an image encoder made of all of the image
             ahead of time, or None.
+        undecoded: stands for ``image`` while that is None, see ``Field.UNDECODED``.
+        undecoded_superpixels: stands for ``superpixels`` while those are None.
     """
 
     name: str
@@ -68,6 +83,8 @@ class Camera:
     superpixels: Tensor | None = None
     labels: Tensor | None = None
     features: Tensor | None = None
+    undecoded: Undecoded | None = None
+    undecoded_superpixels: Undecoded | None = None
 
 
 @dataclass
@@ -108,7 +125,7 @@ class Matches:
     def __len__(self) -> int:
         return self.point.shape[0]
 
-    def __getitem__(self, index: Tensor) -> Matches:
+    def __getitem__(self, index: Tensor | slice) -> Matches:
         return map_tensors(self, lambda column: column[index])
 
     @classmethod
@@ -201,8 +218,10 @@ class Frame:
         Returns:
             A new frame; every per-point column, the matches and the pairs of queries follow.
         """
+        # Many times as fast as indexing every column with the mask.
+        rows = torch.from_numpy(np.flatnonzero(index.numpy()))
         columns = {
-            name: value[index]
+            name: value.index_select(0, rows)
             for name in self.POINT_COLUMNS
             if (value := getattr(self, name)) is not None
         }

@@ -74,6 +74,43 @@ def test_lzf_refuses_streams_that_do_not_add_up(stream: bytes, size: int) -> Non
         lzf.decompress(stream, size)
 
 
+@given(
+    count=st.integers(1, 60),
+    seed=st.integers(0, 1000),
+    dtype=st.sampled_from(["f4", "f8", "i4", "u1"]),
+    bad=st.sampled_from([None, np.nan, np.inf, -np.inf]),
+)
+def test_columns_of_any_type_as_one_table(
+    count: int, seed: int, dtype: str, bad: float | None
+) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.integers(0, 200, (count, 5)).astype(dtype)
+    if bad is not None and table.dtype.kind == "f":
+        table[rng.integers(count), rng.integers(4)] = bad
+    kept = np.isfinite(table[:, :4].astype(np.float64)).all(1)
+    columns = dict(zip(NUSCENES_COLUMNS, table.T, strict=True))
+    if not kept.any():
+        return
+    cloud = make_cloud(columns, PATH, drop_invalid=True)
+    assert_same(cloud, table[kept])
+    assert cloud.kept.tolist() == kept.tolist()
+    assert cloud.ring is not None
+    assert cloud.ring.tolist() == table[kept, 4].astype(np.int64).tolist()
+
+
+@given(st.lists(st.integers(0, 2**32 - 1) | st.integers(0, 9), max_size=40))
+def test_labels_are_looked_up_one_by_one(raw: list[int]) -> None:
+    lookup = np.array([0, 3, -1, 2, 1, 1, 1, 4, 5, 6])
+    known = all(label < len(lookup) and lookup[label] >= 0 for label in raw)
+    if known:
+        found = map_labels(np.array(raw, np.int64), lookup, PATH)
+        assert found.dtype == torch.int64
+        assert found.tolist() == [lookup[label] for label in raw]
+    else:
+        with pytest.raises(DataError, match="class table"):
+            map_labels(np.array(raw, np.int64), lookup, PATH)
+
+
 def test_names_decide_what_a_column_is() -> None:
     table = scene_points(0, 4)[:, [2, 3, 0, 1]]
     cloud = make_cloud(parse_bin(table.tobytes(), PATH, ("z", "intensity", "x", "y")), PATH)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,6 +29,26 @@ def test_equals_a_dictionary_of_cells(
         first.setdefault(cell, number)
     cloud = torch.tensor(points, dtype=torch.float32).reshape(-1, 3)
     assert decimate(cloud, 0.5, rounding).tolist() == [first[cell] for cell in sorted(first)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 200),
+    seed=st.integers(0, 2**31),
+    spread=st.sampled_from([0.2, 5.0, 80.0, 1e6]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    rounding=st.sampled_from(["floor", "trunc"]),
+)
+def test_equals_unique_rows(
+    count: int, seed: int, spread: float, dtype: torch.dtype, rounding: Rounding
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn((count, 3), generator=generator, dtype=dtype) * spread
+    points = torch.cat([points, points[: count // 2]])
+    scaled = points / points.new_tensor(0.05)
+    cells = (scaled.floor() if rounding == "floor" else scaled.trunc()).long().numpy()
+    first = np.unique(cells, axis=0, return_index=True)[1]
+    assert decimate(points, 0.05, rounding).tolist() == first.tolist()
 
 
 def test_truncated_cells_are_twice_as_wide_around_zero() -> None:

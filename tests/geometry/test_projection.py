@@ -108,6 +108,28 @@ def test_keep_restricts_the_points() -> None:
     assert match_pixels(points, IDENTITY, INTRINSICS, 80, 100, keep=keep).point.tolist() == [1]
 
 
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([-math.inf, 0.0, 0.1, 1.0, 8.0]),
+    st.sampled_from(["round", "floor"]),
+    st.sampled_from(["strict", "inclusive", "half_open", "nearest"]),
+    st.booleans(),
+)
+def test_matches_are_the_selected_pixels_of_all_projected_points(
+    seed: int, min_depth: float, rounding: str, bounds: str, restricted: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    points = 20 * torch.randn((300, 3), generator=generator)
+    points[0], points[1] = math.nan, math.inf
+    quaternion = torch.randn(4, generator=generator, dtype=torch.float64)
+    pose = pose_from_quaternion(quaternion, torch.randn(3, generator=generator))
+    keep = points[:, 0] > 1 if restricted else None
+    options = (80, 100, min_depth, rounding, bounds, keep)
+    plain = select_pixels(project(points, pose, INTRINSICS), *options)
+    found = match_pixels(points, pose, INTRINSICS, *options)
+    assert all(map(torch.equal, found, plain))
+
+
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(ConfigError, match="bounds"):
         inside_image(at((5, 5)), 9, 9, bounds="loose")

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from lidarssl.errors import ConfigError, DataError
-from lidarssl.geometry.voxels import voxelize
+from lidarssl.geometry.voxels import cell_coordinates, sorted_voxels, voxel_keys, voxelize
 
 RULES = ("slidr_cylindrical", "slidr_cartesian", "also", "nclr_me", "nclr_torchsparse")
 SORTED = ("also", "nclr_torchsparse")
@@ -79,6 +79,53 @@ def test_every_point_is_in_its_voxel(points: list, rule: str) -> None:
     assert voxels.inverse[voxels.index].tolist() == list(range(count))
     first = [voxels.inverse.tolist().index(number) for number in range(count)]
     assert voxels.index.tolist() == first
+
+
+def cells_row_by_row(points: Tensor, rule: str, size: float) -> Tensor:
+    """The same arithmetic on (N, 3) rows, bit by bit."""
+    divisor = torch.tensor([size, 1.0 if rule == "slidr_cylindrical" else size, size])
+    if rule == "slidr_cylindrical":
+        x, y, z = points.unbind(1)
+        half_turn, pi = points.new_tensor([180.0, torch.pi])
+        points = torch.stack([(x * x + y * y).sqrt(), torch.atan2(y, x) * half_turn / pi, z], 1)
+    if rule == "waffleiron":
+        return ((points - points.amin(0)) / divisor).floor().long()
+    scaled = points / divisor
+    if rule == "nclr_torchsparse":
+        return (scaled - scaled.amin(0)).floor().long()
+    if rule.startswith("slidr"):
+        return scaled.floor().long()
+    cells = scaled.round().long()
+    return cells - cells.amin(0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    count=st.integers(1, 300),
+    seed=st.integers(0, 2**31),
+    spread=st.sampled_from([0.1, 3.0, 80.0, 1e4, 1e7]),
+    rule=st.sampled_from([*RULES, "waffleiron"]),
+    size=st.sampled_from([0.05, 0.1, 0.3]),
+)
+def test_same_as_unique_rows_of_the_plain_cells(
+    count: int, seed: int, spread: float, rule: str, size: float
+) -> None:
+    points = cloud(seed, count, spread)
+    points = torch.cat([points, points[: count // 3]])
+    cells = cells_row_by_row(points, rule, size)
+    assert torch.equal(cell_coordinates(points, rule, size), cells)
+    found, index, inverse = np.unique(cells.numpy(), axis=0, return_index=True, return_inverse=True)
+    coordinates, groups = sorted_voxels(points, rule, size)
+    assert torch.equal(coordinates, torch.from_numpy(found))
+    assert groups.first.tolist() == index.tolist()
+    assert groups.of_rows().tolist() == inverse.reshape(-1).tolist()
+    keys = voxel_keys(points, rule, size)
+    assert keys.unique(return_inverse=True)[1].tolist() == inverse.reshape(-1).tolist()
+    order = np.arange(len(index)) if rule in (*SORTED, "waffleiron") else np.argsort(index)
+    voxels = voxelize(points, rule, size)
+    assert torch.equal(voxels.coordinates, torch.from_numpy(found[order]))
+    assert voxels.index.tolist() == index[order].tolist()
+    assert voxels.inverse.tolist() == np.argsort(order)[inverse.reshape(-1)].tolist()
 
 
 def test_three_sizes_divide_their_own_axes() -> None:

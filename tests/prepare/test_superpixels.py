@@ -17,7 +17,8 @@ from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Field, Frame, FrameId
 from lidarssl.prepare import superpixels as room
 from lidarssl.prepare.superpixels import prepare_superpixels, save_superpixels
-from lidarssl.transforms.superpixels import SlicSettings, Superpixels, read_superpixels, slic
+from lidarssl.transforms.superpixel_files import read_superpixels
+from lidarssl.transforms.superpixels import SlicSettings, Superpixels, slic
 from toys import MemoryDataset
 
 OPTIONS = {"segments": 10, "sigma": 1.0, "progress": False}
@@ -28,7 +29,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def times(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("front_*")}
 
 
 def test_every_image_gets_its_file(tmp_path: Path) -> None:
@@ -59,18 +60,36 @@ def test_whole_files_are_kept_and_corrupt_ones_replaced(tmp_path: Path) -> None:
     dataset = MemoryDataset(frames=4)
     prepare_superpixels(dataset, "train", tmp_path, **OPTIONS)
     whole, before = contents(tmp_path), times(tmp_path)
-    corrupt = tmp_path / "front_0002.png"
+    corrupt = tmp_path / "front_0002.runs"
     corrupt.write_bytes(whole[corrupt.name][:40])
-    wrong_size = tmp_path / "front_0001.png"
+    wrong_size = tmp_path / "front_0001.runs"
     save_superpixels(wrong_size, torch.zeros((3, 3), dtype=torch.int64))
     again = prepare_superpixels(dataset, "train", tmp_path, **OPTIONS)
     assert (again.written, again.kept) == (2, 2)
     assert contents(tmp_path) == whole
-    untouched = {"front_0000.png", "front_0003.png"}
+    untouched = {"front_0000.runs", "front_0003.runs"}
     assert {name for name, at in times(tmp_path).items() if before[name] == at} == untouched
     forced = prepare_superpixels(dataset, "train", tmp_path, overwrite=True, **OPTIONS)
     assert (forced.written, forced.kept) == (4, 0)
     assert contents(tmp_path) == whole
+
+
+def test_whole_files_keep_their_format_until_they_are_made_again(tmp_path: Path) -> None:
+    dataset = MemoryDataset(frames=4)
+    prepare_superpixels(dataset, "train", tmp_path, form="png", **OPTIONS)
+    (tmp_path / "front_0001.png").write_bytes(b"")
+    (tmp_path / "front_0003.png").unlink()
+    again = prepare_superpixels(dataset, "train", tmp_path, **OPTIONS)
+    assert (again.written, again.kept) == (2, 2)
+    names = ["front_0000.png", "front_0001.runs", "front_0002.png", "front_0003.runs"]
+    assert sorted(times(tmp_path)) == names
+    transform = Superpixels(10, 6.0, 1.0, folder=tmp_path)
+    for frame_id in dataset.frames("train"):
+        camera = transform(dataset.load(frame_id), None).cameras[0]
+        assert torch.equal(camera.superpixels, slic(camera.image, SlicSettings(10, 6.0, 1.0)))
+    for form in ("png", "runs"):
+        prepare_superpixels(dataset, "train", tmp_path, form=form, overwrite=True, **OPTIONS)
+        assert {Path(name).suffix for name in times(tmp_path)} == {f".{form}"}
 
 
 def test_a_killed_pass_is_finished_by_the_next(tmp_path: Path) -> None:
@@ -94,7 +113,7 @@ def test_a_killed_pass_is_finished_by_the_next(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen([sys.executable, "-c", program], env=environment)
     deadline = time.monotonic() + 60
-    while len(list(folder.glob("*.png"))) < 3 and time.monotonic() < deadline:
+    while len(list(folder.glob("*.runs"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -102,7 +102,7 @@ def test_choices_are_what_can_be_built() -> None:
     assert ours == {
         "A2d2", "Acdc", "Cityscapes", "Daps3d", "Folder", "Kitti360", "KittiObject", "Mixed",
         "NuScenes", "Once", "Pandaset", "Rellis3d", "ScribbleKitti", "SemanticKitti",
-        "SemanticPoss", "SemanticStf", "Synthetic",
+        "SemanticPoss", "SemanticStf", "Shards", "Synthetic",
     }  # fmt: skip
     assert list(choices(Part)) == ["Part"]
 

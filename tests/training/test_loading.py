@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dataset_files import write_nuscenes
+from lidarssl.datasets.image_files import ImageFile
+from lidarssl.datasets.nuscenes import NuScenes
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Batch, Field, Frame, map_tensors
 from lidarssl.methods.slidr import Slidr
@@ -21,8 +24,10 @@ from lidarssl.training.loading import (
     good_batch,
     training_loader,
 )
+from lidarssl.transforms.base import Transform
 from lidarssl.transforms.instance_bank import join_instances
 from lidarssl.transforms.mixing import Another, CutMix, MixingTransform, PolarMix
+from lidarssl.transforms.paired import MatchPixels, ResizeWhole
 from methods.small import build
 from object_scans import BICYCLE, PERSON, ROAD, ObjectScans
 from toys import MemoryDataset
@@ -172,6 +177,28 @@ def test_skip_takes_the_next_good_frame_and_counts() -> None:
     tokens = [frame.token for frame in good_batch(loaded).ids]
     assert sorted(tokens) == ["0000", "0001", "0002", "0005", "0005", "0005", "0006", "0007"]
     assert len(loaded.skipped) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("transforms", [[], [MatchPixels(allow_none=True), ResizeWhole((20, 30))]])
+def test_an_image_that_does_not_decode_is_a_bad_sample(
+    tmp_path: Path, workers: int, transforms: list[Transform]
+) -> None:
+    dataset = NuScenes(write_nuscenes(tmp_path), cameras=("CAM_FRONT",))
+    ids = dataset.frames("train")
+    file = dataset.load(ids[1], Field.IMAGES | Field.UNDECODED).cameras[0].undecoded
+    assert isinstance(file, ImageFile)
+    file.path.write_bytes(file.data[: len(file.data) // 2])
+    for policy in ("raise", "skip"):
+        source = FrameSource(dataset, ids, Field.IMAGES, transforms, 0, policy)
+        loader = training_loader(source, EpochBatches(len(ids), len(ids), 1, 0), workers, None)
+        (loaded,) = list(loader)
+        if policy == "raise":
+            with pytest.raises(DataError, match=file.path.name):
+                good_batch(loaded)
+        else:
+            assert len(loaded.skipped) == 1
+            assert ids[1] not in good_batch(loaded).ids
 
 
 def test_evaluation_sees_every_frame_once_in_order() -> None:

@@ -63,6 +63,21 @@ def test_queries_lie_on_the_rays(points: int, count: int, seed: int) -> None:
         assert queries.intensity[number] == frame.intensity[source]
 
 
+@settings(max_examples=60, deadline=None)
+@given(points=st.integers(1, 300), count=st.integers(3, 100), seed=st.integers(0, 2**31))
+def test_steps_of_the_chosen_rays_are_those_of_all(points: int, count: int, seed: int) -> None:
+    frame = scan(points, seed)
+    frame.points[0] = 0
+    draws = draw_queries(points, count, np.random.default_rng(seed))
+    queries = occupancy_queries(frame.points, frame.intensity, draws, depth=0.1)
+    step = torch.nn.functional.normalize(frame.points, dim=1, eps=1e-12) * 0.1
+    behind = frame.points[draws.behind] + draws.share_behind[:, None] * step[draws.behind]
+    front = frame.points[draws.front] - draws.share_front[:, None] * step[draws.front]
+    found = queries.positions.split([len(behind), len(front), len(draws.far)])
+    assert torch.equal(found[0], behind)
+    assert torch.equal(found[1], front)
+
+
 def test_queries_turn_with_the_points() -> None:
     plain = made(scan(), MakeQueries(30)).queries
     turned = made(scan(), MakeQueries(30), RotateZ(), FlipAxes(1.0, axes="x"))

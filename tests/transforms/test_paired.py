@@ -9,6 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Frame, Matches
@@ -22,6 +24,7 @@ from lidarssl.transforms.paired import (
     ResizedCrop,
     ResizeWhole,
     ShuffleCameras,
+    by_image,
     crop_accepted,
     crop_pixels,
     draw_crop,
@@ -281,3 +284,13 @@ def test_bad_ranges_are_refused() -> None:
     with pytest.raises(ConfigError, match="range"):
         ResizedCrop(ratio=(2.0, 1.0))
     assert math.isclose(ResizedCrop().ratio[1], 17 / 9)
+
+
+@given(st.lists(st.integers(0, 4), max_size=30), st.booleans())
+def test_matches_are_told_apart_by_their_image(images: list[int], ordered: bool) -> None:
+    image = torch.tensor(sorted(images) if ordered else images, dtype=torch.int64)
+    row = torch.arange(len(image))
+    parts = by_image(Matches(row, image, row, row), 5)
+    assert [part.row.tolist() for part in parts] == [
+        row[image == number].tolist() for number in range(5)
+    ]

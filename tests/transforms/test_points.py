@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lidarssl.errors import ConfigError, DataError
-from lidarssl.frame import Frame
+from lidarssl.frame import Frame, FrameId
 from lidarssl.geometry.boxes import points_in_boxes
 from lidarssl.geometry.poses import transform_points
 from lidarssl.geometry.projection import project
@@ -23,6 +25,7 @@ from lidarssl.transforms.points import (
     LimitPoints,
     RotateZ,
     ScalePoints,
+    change_lidar_frame,
 )
 from transforms.scenes import apply_purely, make_frame
 
@@ -47,6 +50,35 @@ def test_points_keep_their_pixels_world_positions_and_boxes(move: object, seed: 
     assert torch.equal(points_in_boxes(moved.points, moved.boxes), inside)
     assert moved.points.dtype == torch.float32
     assert torch.equal(moved.intensity, frame.intensity)
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(0, 60), seed=st.integers(0, 2**31))
+def test_points_move_as_by_a_product_in_float64(count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn((count, 3), generator=generator) * 50
+    motion = torch.eye(4, dtype=torch.float64)
+    motion[:3] = torch.randn((3, 4), generator=generator, dtype=torch.float64)
+    frame = Frame(FrameId("made", "0", "0"), points, torch.zeros(count))
+    moved = change_lidar_frame(frame, motion).points
+    assert moved.dtype == torch.float32
+    exact = points.double() @ motion[:3, :3].T + motion[:3, 3]
+    torch.testing.assert_close(moved, exact.float(), rtol=2e-7, atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(0, 60), seed=st.integers(0, 2**31))
+def test_selected_columns_are_those_under_the_mask(count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.rand(count, generator=generator) < 0.5
+    columns = {
+        "points": torch.randn((count, 3), generator=generator),
+        "intensity": torch.rand(count, generator=generator),
+        "semantic": torch.randint(9, (count,), generator=generator),
+    }
+    chosen = Frame(FrameId("made", "0", "0"), **columns).select(kept)
+    for name, column in columns.items():
+        assert torch.equal(getattr(chosen, name), column[kept])
 
 
 def test_rotation_is_counter_clockwise_and_uniform() -> None:

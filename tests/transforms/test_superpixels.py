@@ -12,14 +12,8 @@ import torch
 from PIL import Image
 
 from lidarssl.errors import ConfigError, DataError
-from lidarssl.transforms.superpixels import (
-    SETTINGS_FILE,
-    SlicSettings,
-    Superpixels,
-    read_superpixels,
-    slic,
-    superpixel_path,
-)
+from lidarssl.transforms.superpixel_files import read_superpixels, superpixel_path
+from lidarssl.transforms.superpixels import SETTINGS_FILE, SlicSettings, Superpixels, slic
 from transforms.scenes import HEIGHT, WIDTH, apply_purely, make_frame
 
 RNG = np.random.default_rng(0)

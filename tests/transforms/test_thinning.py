@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lidarssl.errors import ConfigError
 from lidarssl.frame import Frame
+from lidarssl.geometry.voxels import voxelize
 from lidarssl.transforms.paired import MatchPixels
 from lidarssl.transforms.thinning import (
     CropBox,
@@ -68,6 +69,16 @@ def test_the_first_in_the_order_is_kept() -> None:
     points = torch.tensor([[5.0, 0, 0], [0.0, 0, 0], [0.1, 0, 0], [5.1, 0, 0]])
     for order, expected in (([3, 2, 1, 0], [2, 3]), ([0, 1, 2, 3], [1, 0]), ([1, 3, 0, 2], [1, 3])):
         assert random_of_each_voxel(points, 1.0, torch.tensor(order)).tolist() == expected
+
+
+@given(count=st.integers(1, 200), seed=st.integers(0, 999), spread=st.sampled_from([1.0, 30.0]))
+@settings(max_examples=40, deadline=None)
+def test_same_as_voxels_of_the_shuffled_points(count: int, seed: int, spread: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn((count, 3), generator=generator) * spread
+    order = torch.randperm(count, generator=generator)
+    expected = order[voxelize(points[order], "waffleiron", SIZE).index]
+    assert torch.equal(random_of_each_voxel(points, SIZE, order), expected)
 
 
 def test_columns_and_matches_follow_their_points() -> None:

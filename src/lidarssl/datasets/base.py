@@ -82,7 +82,8 @@ class Dataset(ABC):
     def load(self, frame: FrameId, fields: Field = Field.ALL) -> Frame:
         """Read one frame; whatever of ``fields`` the dataset has, nothing else.
 
-        Cameras (calibration) come with IMAGES; nothing is decoded that is not asked for.
+        Cameras (calibration) come with IMAGES; nothing is decoded that is not asked for. UNDECODED
+        lets images stay as their files hold them; a dataset need not make use of that.
 
         Raises:
             DataError: a file is missing, truncated or inconsistent.

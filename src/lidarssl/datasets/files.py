@@ -43,7 +43,8 @@ def read_bytes(path: Path, limit: int, remedy: str | None = None) -> bytes:
                 remedy="check that this is the file it claims to be",
             )
         with path.open("rb") as file:
-            return file.read(limit)
+            # As many bytes as are asked for are allocated before any is read.
+            return file.read(status.st_size)
     except FileNotFoundError as error:
         remedy = remedy or "check that the dataset is complete"
         raise DataError("file not found", path=path, remedy=remedy) from error

@@ -25,7 +25,7 @@ from lidarssl.datasets.folder_files import (
     parse_classes,
     parse_splits,
 )
-from lidarssl.datasets.image_files import SUFFIXES, check_scale, read_image, resize_intrinsics
+from lidarssl.datasets.image_files import SUFFIXES, check_scale, open_image, with_image
 from lidarssl.datasets.kitti_files import parse_poses
 from lidarssl.datasets.pcd import parse_pcd
 from lidarssl.datasets.ply import parse_ply
@@ -169,7 +169,7 @@ class Folder(Dataset):
             points=cloud.points,
             intensity=cloud.intensity,
             ring=cloud.ring,
-            cameras=self._read_cameras(folder, frame) if Field.IMAGES in fields else (),
+            cameras=self._read_cameras(folder, frame, fields) if Field.IMAGES in fields else (),
             pose=self._pose(folder, frame.token) if Field.POSE in fields else None,
             semantic=semantic,
             instance=instance,
@@ -230,14 +230,14 @@ class Folder(Dataset):
                 raise unknown_name("camera", camera, known)
         return known if self.chosen is None else self.chosen
 
-    def _read_cameras(self, folder: Path, frame: FrameId) -> tuple[Camera, ...]:
+    def _read_cameras(self, folder: Path, frame: FrameId, fields: Field) -> tuple[Camera, ...]:
         return tuple(
-            self._camera(folder, frame, name)
+            self._camera(folder, frame, name, fields)
             for name in self._cameras(folder)
             if (folder / "images" / name).is_dir()
         )
 
-    def _camera(self, folder: Path, frame: FrameId, name: str) -> Camera:
+    def _camera(self, folder: Path, frame: FrameId, name: str, fields: Field) -> Camera:
         stem = folder / "images" / name / frame.token
         paths = [stem.with_name(frame.token + suffix) for suffix in SUFFIXES]
         path = next((path for path in paths if path.is_file()), None)
@@ -249,15 +249,14 @@ class Folder(Dataset):
                 remedy=f"give each image the stem of its sweep ({', '.join(SUFFIXES)})",
             )
         calibration = self._calibration(folder)[name]
-        image, size = read_image(path, self.image_scale)
-        after = (image.shape[1], image.shape[2])
-        return Camera(
+        seen = Camera(
             name=name,
             token=f"{frame.sequence}_{name}_{frame.token}",
-            image=image,
-            intrinsics=resize_intrinsics(calibration.intrinsics, size, after),
+            image=None,
+            intrinsics=calibration.intrinsics,
             camera_from_lidar=calibration.camera_from_lidar.clone(),
         )
+        return with_image(seen, open_image(path, self.image_scale), fields)
 
     def _pose(self, folder: Path, token: str) -> Tensor | None:
         path = folder / "poses.txt"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +16,91 @@ from torch import Tensor
 
 from lidarssl.datasets.files import IMAGE_FILE_LIMIT, read_bytes
 from lidarssl.errors import ConfigError, DataError
+from lidarssl.frame import Camera, Field
 
 PIXEL_LIMIT = 50_000_000
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _MODES = ("RGB", "RGBA", "L", "P", "CMYK", "YCbCr", "1")
+WHOLE = slice(None)
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An 8-bit image as its file holds it; only decoding tells whether the file is whole.
+
+    Attributes:
+        data: content of a JPEG, PNG, WebP or BMP file.
+        path: its name, for messages.
+        scale: factor on width and height, in (0, 1]; JPEG is decoded at a fraction of its size
+            where this allows.
+        full_size: (height, width) before scaling.
+    """
+
+    data: bytes
+    path: Path
+    scale: float
+    full_size: tuple[int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) after scaling."""
+        return scaled_size(*self.full_size, self.scale)
+
+    def decode(self, rows: slice = WHOLE, columns: slice = WHOLE) -> Tensor:
+        """A rectangle of the image.
+
+        Returns:
+            (3, h, w) uint8 RGB; the channels of a pixel lie side by side in memory.
+
+        Raises:
+            DataError: it does not decode.
+        """
+        (top, bottom, _), (left, right, _) = (
+            part.indices(length) for part, length in zip((rows, columns), self.size, strict=True)
+        )
+        with _decoding(self.path):
+            image = _scaled(Image.open(io.BytesIO(self.data), formats=_FORMATS), self.scale)
+            image = image if image.mode == "RGB" else image.convert("RGB")
+            if (right - left, bottom - top) != image.size:
+                image = image.crop((left, top, right, bottom))
+            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def open_image(path: Path, scale: float = 1.0) -> ImageFile:
+    """An image of which only the header is looked at.
+
+    Raises:
+        DataError: missing, too large, not an 8-bit image, or above 50 million pixels.
+    """
+    return image_file(read_bytes(path, IMAGE_FILE_LIMIT), path, scale)
+
+
+def image_file(data: bytes, path: Path, scale: float) -> ImageFile:
+    """The content of a file, of which only the header is looked at (see ``open_image``)."""
+    with _decoding(path):
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        return ImageFile(data, path, scale, _checked_size(image, path))
+
+
+def with_image(camera: Camera, image: ImageFile, fields: Field) -> Camera:
+    """A camera with its image, which stays undecoded where ``fields`` allow that.
+
+    Args:
+        camera: with the intrinsics of the image before scaling.
+        image: its image.
+        fields: that a frame is loaded with.
+
+    Raises:
+        DataError: the image does not decode.
+    """
+    later = Field.UNDECODED in fields
+    return replace(
+        camera,
+        image=None if later else image.decode().contiguous(),
+        undecoded=image if later else None,
+        intrinsics=resize_intrinsics(camera.intrinsics, image.full_size, image.size),
+    )
 
 
 def read_image(path: Path, scale: float = 1.0) -> tuple[Tensor, tuple[int, int]]:
@@ -26,12 +109,10 @@ def read_image(path: Path, scale: float = 1.0) -> tuple[Tensor, tuple[int, int]]
 
 
 def parse_image(data: bytes, path: Path, scale: float = 1.0) -> tuple[Tensor, tuple[int, int]]:
-    """Decode an 8-bit image; JPEG is decoded at a fraction of its size where ``scale`` allows.
+    """Decode an 8-bit image.
 
     Args:
-        data: content of a JPEG, PNG, WebP or BMP file.
-        path: its name, for messages.
-        scale: factor on width and height, in (0, 1].
+        data, path, scale: as of ``ImageFile``.
 
     Returns:
         (3, H, W) uint8 RGB, and (height, width) before scaling.
@@ -39,10 +120,14 @@ def parse_image(data: bytes, path: Path, scale: float = 1.0) -> tuple[Tensor, tu
     Raises:
         DataError: not an 8-bit image, does not decode, or above 50 million pixels.
     """
+    image = image_file(data, path, scale)
+    return image.decode().contiguous(), image.full_size
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        height, width = _checked_size(image, path)
-        pixels = np.array(_scaled(image, scale).convert("RGB"))
+        yield
     except DataError:
         raise
     # Pillow's decoders raise almost any type on a corrupt stream; all of them mean the same.
@@ -53,7 +138,6 @@ def parse_image(data: bytes, path: Path, scale: float = 1.0) -> tuple[Tensor, tu
             field="image",
             remedy="get the file again, or remove the frame",
         ) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), (height, width)
 
 
 def _checked_size(image: Image.Image, path: Path) -> tuple[int, int]:

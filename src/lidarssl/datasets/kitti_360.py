@@ -22,7 +22,7 @@ from lidarssl.datasets.files import (
     list_names,
     read_bytes,
 )
-from lidarssl.datasets.image_files import check_scale, read_image, resize_intrinsics
+from lidarssl.datasets.image_files import check_scale, open_image, with_image
 from lidarssl.datasets.kitti_files import (
     parse_keyed,
     parse_numbered_poses,
@@ -210,30 +210,25 @@ class Kitti360(Dataset):
             intensity_statistics=self.intensity_statistics,
             points=cloud.points,
             intensity=cloud.intensity,
-            cameras=self._read_cameras(frame) if Field.IMAGES in fields else (),
+            cameras=self._read_cameras(frame, fields) if Field.IMAGES in fields else (),
             pose=self._pose(frame) if posed else None,
         )
 
     def _images(self, sequence: str, camera: str) -> Path:
         return self.root / "data_2d_raw" / sequence / camera / "data_rect"
 
-    def _read_cameras(self, frame: FrameId) -> tuple[Camera, ...]:
+    def _read_cameras(self, frame: FrameId, fields: Field) -> tuple[Camera, ...]:
         present = [
             camera for camera in self.cameras if self._images(frame.sequence, camera).is_dir()
         ]
-        return tuple(self._camera(frame, camera) for camera in present)
+        return tuple(self._camera(frame, camera, fields) for camera in present)
 
-    def _camera(self, frame: FrameId, camera: str) -> Camera:
+    def _camera(self, frame: FrameId, camera: str, fields: Field) -> Camera:
         intrinsics, camera_from_lidar = self._calibration[camera]
         path = self._images(frame.sequence, camera) / f"{frame.token}.png"
-        image, size = read_image(path, self.image_scale)
-        return Camera(
-            name=camera,
-            token=f"{frame.sequence}_{camera}_{frame.token}",
-            image=image,
-            intrinsics=resize_intrinsics(intrinsics, size, (image.shape[1], image.shape[2])),
-            camera_from_lidar=camera_from_lidar.clone(),
-        )
+        token = f"{frame.sequence}_{camera}_{frame.token}"
+        seen = Camera(camera, token, None, intrinsics, camera_from_lidar.clone())
+        return with_image(seen, open_image(path, self.image_scale), fields)
 
     def _calibration_file(self, name: str) -> tuple[bytes, Path]:
         path = self.root / "calibration" / name

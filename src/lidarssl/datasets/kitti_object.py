@@ -27,7 +27,7 @@ from lidarssl.datasets.files import (
     parse_numbers,
     read_bytes,
 )
-from lidarssl.datasets.image_files import check_scale, read_image, resize_intrinsics
+from lidarssl.datasets.image_files import check_scale, open_image, with_image
 from lidarssl.datasets.kitti_files import Calibration, parse_object_calibration
 from lidarssl.datasets.layout import find_root, packaged_table, parse_numbered_names
 from lidarssl.datasets.point_files import KITTI_COLUMNS, make_cloud, parse_bin
@@ -191,7 +191,7 @@ class KittiObject(Dataset):
             intensity_statistics=self.intensity_statistics,
             points=cloud.points,
             intensity=cloud.intensity,
-            cameras=self._cameras(frame) if Field.IMAGES in fields else (),
+            cameras=self._cameras(frame, fields) if Field.IMAGES in fields else (),
             boxes=self._boxes(frame) if labelled and Field.BOXES in fields else None,
         )
 
@@ -236,25 +236,22 @@ class KittiObject(Dataset):
             self.labels(frame), calibration.lidar_transform(path), self.box_classes
         )
 
-    def _cameras(self, frame: FrameId) -> tuple[Camera, ...]:
+    def _cameras(self, frame: FrameId, fields: Field) -> tuple[Camera, ...]:
         folder = self.root / frame.sequence
         present = [camera for camera in self.cameras if (folder / camera).is_dir()]
         if not present:
             return ()
         calibration, path = self.calibration(frame)
-        return tuple(self._camera(frame, camera, calibration, path) for camera in present)
+        return tuple(self._camera(frame, camera, calibration, path, fields) for camera in present)
 
-    def _camera(self, frame: FrameId, camera: str, calibration: Calibration, path: Path) -> Camera:
+    def _camera(
+        self, frame: FrameId, camera: str, calibration: Calibration, path: Path, fields: Field
+    ) -> Camera:
         intrinsics, camera_from_lidar = calibration.camera(_PROJECTIONS[camera], path)
         file = self.root / frame.sequence / camera / f"{frame.token}.png"
-        image, size = read_image(file, self.image_scale)
-        return Camera(
-            name=camera,
-            token=f"{frame.sequence}_{camera}_{frame.token}",
-            image=image,
-            intrinsics=resize_intrinsics(intrinsics, size, (image.shape[1], image.shape[2])),
-            camera_from_lidar=camera_from_lidar,
-        )
+        token = f"{frame.sequence}_{camera}_{frame.token}"
+        seen = Camera(camera, token, None, intrinsics, camera_from_lidar)
+        return with_image(seen, open_image(file, self.image_scale), fields)
 
 
 def parse_object_labels(data: bytes, path: Path) -> list[KittiObjectLabel]:

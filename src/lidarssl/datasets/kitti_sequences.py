@@ -58,7 +58,7 @@ class KittiSequences(ScanFolders):
     def load(self, frame: FrameId, fields: Field = Field.ALL) -> Frame:
         loaded = super().load(frame, fields)
         if Field.IMAGES in fields:
-            loaded.cameras = self._cameras(frame)
+            loaded.cameras = self._cameras(frame, fields)
         if Field.POSE in fields:
             loaded.pose = self._pose(frame)
         return loaded
@@ -75,7 +75,7 @@ class KittiSequences(ScanFolders):
     def _label_fields(self, sequence: str) -> Field:
         return Field.SEMANTIC | Field.INSTANCE
 
-    def _cameras(self, frame: FrameId) -> tuple[Camera, ...]:
+    def _cameras(self, frame: FrameId, fields: Field) -> tuple[Camera, ...]:
         return ()
 
     def _calibration(self, sequence: str) -> tuple[Calibration, Path]:

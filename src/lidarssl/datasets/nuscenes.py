@@ -26,13 +26,14 @@ from lidarssl.datasets.files import (
     resolve_inside,
 )
 from lidarssl.datasets.folder_files import parse_splits
-from lidarssl.datasets.image_files import check_scale, read_image, resize_intrinsics
+from lidarssl.datasets.image_files import check_scale, open_image, with_image
 from lidarssl.datasets.nuscenes_fractions import Fractions, NuScenesFractions
 from lidarssl.datasets.nuscenes_index import (
     Annotations,
     Index,
     KeyFrame,
     Reading,
+    global_from_sensor,
     raw_label_lookup,
     read_annotations,
     read_index,
@@ -247,12 +248,13 @@ class NuScenes(Dataset):
         path = self._file(lidar.filename, "sample_data")
         data = read_bytes(path, POINT_FILE_LIMIT)
         cloud = make_cloud(parse_bin(data, path, NUSCENES_COLUMNS), path)
-        world_from_lidar = lidar.global_from_sensor()
+        channels = self.cameras if Field.IMAGES in fields else ()
+        readings = [self._reading(key_frame, channel) for channel in channels]
+        world_from_sensor = global_from_sensor([lidar, *readings])
+        world_from_lidar = world_from_sensor[0]
+        camera_from_lidar = invert_pose(world_from_sensor[1:]) @ world_from_lidar
         count = len(cloud.intensity)
         semantic, instance = self._labels(lidar.token, count, fields)
-        cameras: tuple[Camera, ...] = ()
-        if Field.IMAGES in fields:
-            cameras = tuple(self._camera(key_frame, c, world_from_lidar) for c in self.cameras)
         boxes = None
         if Field.BOXES in fields and self._annotated():
             boxes = self._annotations.boxes(frame.token, invert_pose(world_from_lidar))
@@ -262,7 +264,12 @@ class NuScenes(Dataset):
             points=cloud.points,
             intensity=cloud.intensity,
             ring=cloud.ring,
-            cameras=cameras,
+            cameras=tuple(
+                self._camera(channel, reading, pose, fields)
+                for channel, reading, pose in zip(
+                    channels, readings, camera_from_lidar, strict=True
+                )
+            ),
             pose=world_from_lidar if Field.POSE in fields else None,
             semantic=semantic,
             instance=instance,
@@ -293,8 +300,9 @@ class NuScenes(Dataset):
     def _file(self, filename: str, table: str) -> Path:
         return resolve_inside(self.root, filename, self.index.folder / f"{table}.json")
 
-    def _camera(self, frame: KeyFrame, channel: str, world_from_lidar: Tensor) -> Camera:
-        reading = self._reading(frame, channel)
+    def _camera(
+        self, channel: str, reading: Reading, camera_from_lidar: Tensor, fields: Field
+    ) -> Camera:
         if not reading.calibrated.camera_intrinsic:
             raise DataError(
                 f"{channel} has no intrinsics",
@@ -302,15 +310,10 @@ class NuScenes(Dataset):
                 field="camera_intrinsic",
                 remedy="choose channels of cameras",
             )
-        image, size = read_image(self._file(reading.filename, "sample_data"), self.image_scale)
+        image = open_image(self._file(reading.filename, "sample_data"), self.image_scale)
         intrinsics = torch.tensor(reading.calibrated.camera_intrinsic, dtype=torch.float64)
-        return Camera(
-            name=channel,
-            token=reading.token,
-            image=image,
-            intrinsics=resize_intrinsics(intrinsics, size, (image.shape[1], image.shape[2])),
-            camera_from_lidar=invert_pose(reading.global_from_sensor()) @ world_from_lidar,
-        )
+        camera = Camera(channel, reading.token, None, intrinsics, camera_from_lidar)
+        return with_image(camera, image, fields)
 
     def _labels(
         self, token: str, points: int, fields: Field

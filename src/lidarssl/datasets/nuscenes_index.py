@@ -33,7 +33,7 @@ from lidarssl.datasets.nuscenes_tables import (
 )
 from lidarssl.errors import DataError, unknown_name
 from lidarssl.frame import Boxes
-from lidarssl.geometry.poses import pose_from_quaternion
+from lidarssl.geometry.poses import pose_from_rotation, rotation_from_quaternion
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,18 @@ class Reading:
     ego: EgoPose
     calibrated: CalibratedSensor
 
-    def global_from_sensor(self) -> Tensor:
-        """(4, 4) float64."""
-        ego, sensor = self.ego, self.calibrated
-        return pose_from_quaternion(ego.rotation, ego.translation) @ pose_from_quaternion(
-            sensor.rotation, sensor.translation
-        )
+
+def global_from_sensor(readings: Sequence[Reading]) -> Tensor:
+    """Pose of the sensor of every reading, (R, 4, 4) float64.
+
+    Raises:
+        DataError: a quaternion has no direction.
+    """
+    poses = [pose for reading in readings for pose in (reading.ego, reading.calibrated)]
+    quaternion = torch.tensor([pose.rotation for pose in poses], dtype=torch.float64)
+    translation = torch.tensor([pose.translation for pose in poses], dtype=torch.float64)
+    pose = pose_from_rotation(rotation_from_quaternion(quaternion), translation)
+    return pose[0::2] @ pose[1::2]
 
 
 @dataclass(frozen=True, slots=True)

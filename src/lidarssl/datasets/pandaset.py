@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lidarssl.datasets.base import ClassTable, Dataset
 from lidarssl.datasets.files import TEXT_FILE_LIMIT, list_names, read_bytes
-from lidarssl.datasets.image_files import check_scale, read_image, resize_intrinsics
+from lidarssl.datasets.image_files import check_scale, open_image, with_image
 from lidarssl.datasets.layout import find_root
 from lidarssl.datasets.pandaset_files import (
     boxes_in_lidar,
@@ -239,7 +239,7 @@ class Pandaset(Dataset):
             points=cloud.points,
             intensity=cloud.intensity,
             time=self._relative_times(frame, seconds[kept], path),
-            cameras=self._read_cameras(frame) if Field.IMAGES in fields else (),
+            cameras=self._read_cameras(frame, fields) if Field.IMAGES in fields else (),
             pose=world_from_lidar if Field.POSE in fields else None,
         )
         if Field.SEMANTIC in fields and self._has(frame.sequence, "semseg"):
@@ -308,12 +308,12 @@ class Pandaset(Dataset):
     def _annotations(self, path: Path) -> Table:
         return read_table(path, "unpack the annotations of this scene again")
 
-    def _read_cameras(self, frame: FrameId) -> tuple[Camera, ...]:
+    def _read_cameras(self, frame: FrameId, fields: Field) -> tuple[Camera, ...]:
         if not self._photographed:
             return ()
-        return tuple(self._camera(frame, camera) for camera in self.cameras)
+        return tuple(self._camera(frame, camera, fields) for camera in self.cameras)
 
-    def _camera(self, frame: FrameId, camera: str) -> Camera:
+    def _camera(self, frame: FrameId, camera: str, fields: Field) -> Camera:
         folder = self.root / frame.sequence / "camera" / camera
         if not folder.is_dir():
             raise DataError(
@@ -326,16 +326,15 @@ class Pandaset(Dataset):
         path = folder / "intrinsics.json"
         if path not in self._intrinsics:
             self._intrinsics[path] = parse_intrinsics(read_bytes(path, TEXT_FILE_LIMIT), path)
-        image, size = read_image(folder / f"{frame.token}.jpg", self.image_scale)
-        return Camera(
+        seen = Camera(
             name=camera,
             token=f"{frame.sequence}_{camera}_{frame.token}",
-            image=image,
-            intrinsics=resize_intrinsics(
-                self._intrinsics[path], size, (image.shape[1], image.shape[2])
-            ),
+            image=None,
+            intrinsics=self._intrinsics[path],
             camera_from_lidar=invert_pose(world_from_camera) @ self._world_from_lidar(frame),
         )
+        image = open_image(folder / f"{frame.token}.jpg", self.image_scale)
+        return with_image(seen, image, fields)
 
 
 def _marks_below(folder: Path) -> list[str]:

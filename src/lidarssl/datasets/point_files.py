@@ -167,21 +167,24 @@ def make_cloud(columns: Columns, path: Path, drop_invalid: bool = False) -> Poin
         )
     intensity = _first_of(by_name, _INTENSITY_NAMES)
     ring = _first_of(by_name, _RING_NAMES)
-    position = [by_name[axis] for axis in "xyz"]
-    zeros = np.zeros(len(position[0]), np.float32)
+    points = np.empty((len(by_name["x"]), 3), np.float32)
+    values = np.zeros(len(points), np.float32)
     # float32 is what the frame holds: a float64 value may be finite and still not fit.
     with np.errstate(over="ignore", invalid="ignore"):
-        values = np.column_stack([*position, zeros if intensity is None else intensity])
-        values = values.astype(np.float32)
-    kept = np.isfinite(values).all(axis=1)
-    if not drop_invalid:
-        _check_finite(kept, path)
-    values = values[kept]
-    _check_extent(values[:, :3], path)
+        for axis, name in enumerate("xyz"):
+            points[:, axis] = by_name[name]
+        if intensity is not None:
+            values[:] = intensity
+    kept = _finite_rows(points, values)
+    if not kept.all():
+        if not drop_invalid:
+            raise _not_finite(kept, path)
+        points, values, ring = points[kept], values[kept], None if ring is None else ring[kept]
+    _check_extent(points, path)
     return PointCloud(
-        points=torch.from_numpy(values[:, :3].copy()),
-        intensity=torch.from_numpy(values[:, 3].copy()),
-        ring=None if ring is None else _beam_index(ring[kept], path),
+        points=torch.from_numpy(points),
+        intensity=torch.from_numpy(values),
+        ring=None if ring is None else _beam_index(ring, path),
         kept=torch.from_numpy(kept),
     )
 
@@ -190,15 +193,21 @@ def _first_of(columns: Columns, names: Sequence[str]) -> np.ndarray | None:
     return next((columns[name] for name in names if name in columns), None)
 
 
-def _check_finite(finite: np.ndarray, path: Path) -> None:
-    if not finite.all():
-        raise DataError(
-            f"{int((~finite).sum())} of {len(finite)} points are NaN or infinite, the first in row "
-            f"{int(finite.argmin())} (from 0)",
-            path=path,
-            field="points",
-            remedy="get the file again, or remove these points and their labels",
-        )
+def _finite_rows(points: np.ndarray, values: np.ndarray) -> np.ndarray:
+    finite = np.isfinite(points)
+    # Rows of three are slow to reduce, and nearly every sweep is whole.
+    rows = np.ones(len(points), np.bool_) if finite.all() else finite.all(axis=1)
+    return rows & np.isfinite(values)
+
+
+def _not_finite(finite: np.ndarray, path: Path) -> DataError:
+    return DataError(
+        f"{int((~finite).sum())} of {len(finite)} points are NaN or infinite, the first in row "
+        f"{int(finite.argmin())} (from 0)",
+        path=path,
+        field="points",
+        remedy="get the file again, or remove these points and their labels",
+    )
 
 
 def _check_extent(points: np.ndarray, path: Path) -> None:
@@ -209,7 +218,7 @@ def _check_extent(points: np.ndarray, path: Path) -> None:
             field="points",
             remedy="remove this sweep, or get the file again",
         )
-    far = float(np.abs(points).max())
+    far = max(float(points.max()), -float(points.min()))
     if far > FARTHEST:
         raise DataError(
             f"a point lies {far:.6g} m from the lidar",
@@ -272,9 +281,12 @@ def map_labels(raw: np.ndarray, lookup: np.ndarray, path: Path) -> Tensor:
     Raises:
         DataError: a raw id is unknown.
     """
-    known = raw < len(lookup)
-    train = np.where(known, lookup[np.where(known, raw, 0)], -1)
-    if (train < 0).any():
+    if raw.max(initial=0) < len(lookup):
+        train = lookup[raw]
+    else:
+        known = raw < len(lookup)
+        train = np.where(known, lookup[np.where(known, raw, 0)], -1)
+    if train.min(initial=0) < 0:
         unknown = np.unique(raw[train < 0])
         raise DataError(
             f"{int((train < 0).sum())} points have labels that are not in the class table: "

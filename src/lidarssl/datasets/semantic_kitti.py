@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from lidarssl.datasets.base import ClassTable
-from lidarssl.datasets.image_files import check_scale, read_image, resize_intrinsics
+from lidarssl.datasets.image_files import check_scale, open_image, with_image
 from lidarssl.datasets.kitti_sequences import KittiSequences
 from lidarssl.datasets.layout import packaged_table
 from lidarssl.errors import ConfigError, unknown_name
@@ -146,25 +146,20 @@ class SemanticKitti(KittiSequences):
         images = self.cameras and all((folder / camera).is_dir() for camera in self.cameras)
         return super()._fields(sequence) | (Field.IMAGES if images else Field.NONE)
 
-    def _cameras(self, frame: FrameId) -> tuple[Camera, ...]:
+    def _cameras(self, frame: FrameId, fields: Field) -> tuple[Camera, ...]:
         folder = self.folder / frame.sequence
         present = [camera for camera in self.cameras if (folder / camera).is_dir()]
-        return tuple(self._camera(frame, camera) for camera in present)
+        return tuple(self._camera(frame, camera, fields) for camera in present)
 
-    def _camera(self, frame: FrameId, camera: str) -> Camera:
+    def _camera(self, frame: FrameId, camera: str, fields: Field) -> Camera:
         path = self.folder / frame.sequence / camera / f"{frame.token}.png"
         calibration, calibration_path = self._calibration(frame.sequence)
         intrinsics, camera_from_lidar = calibration.camera(
             PROJECTIONS[camera], calibration_path, self.lidar_translation
         )
-        image, size = read_image(path, self.image_scale)
-        return Camera(
-            name=camera,
-            token=f"{frame.sequence}_{camera}_{frame.token}",
-            image=image,
-            intrinsics=resize_intrinsics(intrinsics, size, (image.shape[1], image.shape[2])),
-            camera_from_lidar=camera_from_lidar,
-        )
+        token = f"{frame.sequence}_{camera}_{frame.token}"
+        seen = Camera(camera, token, None, intrinsics, camera_from_lidar)
+        return with_image(seen, open_image(path, self.image_scale), fields)
 
 
 def _listed_scans(skip: int) -> dict[str, set[str]]:

@@ -120,7 +120,7 @@ class Synthetic(NuScenes):
     def load(self, frame: FrameId, fields: Field = Field.ALL) -> Frame:
         if Field.IMAGE_LABELS not in fields:
             return super().load(frame, fields)
-        loaded = super().load(frame, fields | Field.IMAGES)
+        loaded = super().load(frame, (fields | Field.IMAGES) & ~Field.UNDECODED)
         cameras = [self._with_labels(camera) for camera in loaded.cameras]
         if Field.IMAGES not in fields:
             cameras = [replace(camera, image=None) for camera in cameras]

@@ -51,23 +51,22 @@ def ball_pairs(
     if not bool(torch.isfinite(queries).all() and torch.isfinite(sources).all()):
         raise DataError("coordinates are not finite", field="points")
     queries, sources = queries.detach().double(), sources.detach().double()
+    if query_batch is None or source_batch is None:
+        return _columns(_of_frame(queries, sources, radius, limit))
     pairs = [queries.new_empty((0, 2), dtype=torch.int64)]
-    for mine, theirs in _frames(queries, sources, query_batch, source_batch):
+    for mine, theirs in _frames(query_batch, source_batch):
         found = _of_frame(queries[mine], sources[theirs], radius, limit)
         pairs.append(torch.stack([mine[found[:, 0]], theirs[found[:, 1]]], 1))
     joined = torch.cat(pairs)
-    order = joined[:, 0].argsort(stable=True)
-    return joined[order, 0], joined[order, 1]
+    return _columns(joined[joined[:, 0].argsort(stable=True)])
 
 
-def _frames(
-    queries: Tensor, sources: Tensor, query_batch: Tensor | None, source_batch: Tensor | None
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _columns(pairs: Tensor) -> tuple[Tensor, Tensor]:
+    return pairs[:, 0].contiguous(), pairs[:, 1].contiguous()
+
+
+def _frames(query_batch: Tensor, source_batch: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows of the queries and of the sources of every frame that has both."""
-    if query_batch is None or source_batch is None:
-        rows = torch.arange(len(queries), device=queries.device)
-        yield rows, torch.arange(len(sources), device=queries.device)
-        return
     for frame in torch.unique(query_batch):
         yield (query_batch == frame).nonzero()[:, 0], (source_batch == frame).nonzero()[:, 0]
 
@@ -79,26 +78,32 @@ def _of_frame(queries: Tensor, sources: Tensor, radius: float, limit: int | None
     size = len(sources) if limit is None else max(_SMALLEST, len(sources) // 32)
     start, parts = 0, [waiting.new_empty(0, 2)]
     while start < len(sources) and len(waiting):
-        pairs = _near(queries[waiting], sources[start : start + size], radius)
-        counts = torch.bincount(pairs[:, 0], minlength=len(waiting))
-        place = torch.arange(len(pairs), device=pairs.device)
-        place = place - (counts.cumsum(0) - counts)[pairs[:, 0]]
-        pairs = pairs[place < missing[waiting[pairs[:, 0]]]]
-        parts.append(torch.stack([waiting[pairs[:, 0]], pairs[:, 1] + start], 1))
-        missing[waiting] -= counts
-        waiting = waiting[missing[waiting] > 0]
+        some = queries.index_select(0, waiting)
+        query, source = _near(some, sources[start : start + size], radius).unbind(1)
+        counts = torch.bincount(query, minlength=len(waiting))
+        place = torch.arange(len(query), device=query.device)
+        place -= (counts.cumsum(0) - counts).index_select(0, query)
+        asked = (place < missing.index_select(0, query)).nonzero()[:, 0]
+        query, source = query.index_select(0, asked), source.index_select(0, asked) + start
+        parts.append(torch.stack([waiting.index_select(0, query), source], 1))
+        missing -= counts
+        waiting, missing = waiting[missing > 0], missing[missing > 0]
         start, size = start + size, 2 * size
     joined = torch.cat(parts)
-    return joined[joined[:, 0].argsort(stable=True)]
+    return joined.index_select(0, joined[:, 0].argsort(stable=True))
 
 
 def _near(queries: Tensor, sources: Tensor, radius: float) -> Tensor:
     """(P, 2) all pairs closer than ``radius``, sorted by (query, source)."""
     if queries.device.type != "cpu":
         return _near_on_device(queries, sources, radius)
-    pairs = _by_tree(queries, sources, radius)
-    near = (queries[pairs[:, 0]] - sources[pairs[:, 1]]).square().sum(1) < radius**2
-    return pairs[near]
+    query, source = _by_trees(queries, sources, radius)
+    gap = queries.index_select(0, query) - sources.index_select(0, source)
+    near = gap.square().sum(1) < radius**2
+    keys = torch.where(near, query * len(sources) + source, -1).sort().values
+    keys = keys[torch.searchsorted(keys, 0) :]
+    query = keys // len(sources)
+    return torch.stack([query, keys - query * len(sources)], 1)
 
 
 def _near_on_device(queries: Tensor, sources: Tensor, radius: float) -> Tensor:
@@ -114,11 +119,13 @@ def _near_on_device(queries: Tensor, sources: Tensor, radius: float) -> Tensor:
     return torch.cat(parts)
 
 
-def _by_tree(queries: Tensor, sources: Tensor, radius: float) -> Tensor:
-    """As ``_near``, perhaps with pairs a rounding error too far apart."""
-    tree = cKDTree(sources.numpy(), balanced_tree=False, compact_nodes=False)
-    found = tree.query_ball_point(queries.numpy(), radius * (1 + 1e-9), return_sorted=True)
-    counts = torch.tensor([len(of_query) for of_query in found])
-    source = np.concatenate([np.asarray(part, dtype=np.int64) for part in found])
-    query = torch.repeat_interleave(torch.arange(len(queries)), counts)
-    return torch.stack([query, torch.from_numpy(source)], 1)
+def _by_trees(queries: Tensor, sources: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Query and source of all pairs that near, and perhaps of some a rounding error farther."""
+    trees = [
+        cKDTree(places.numpy(), balanced_tree=False, compact_nodes=False)
+        for places in (queries, sources)
+    ]
+    # Of the ways to search pairs this one alone makes no Python list of each query.
+    found = trees[0].sparse_distance_matrix(trees[1], radius * (1 + 1e-9), output_type="ndarray")
+    query, source = (np.ascontiguousarray(found[name], np.int64) for name in ("i", "j"))
+    return torch.from_numpy(query), torch.from_numpy(source)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lidarssl.errors import ConfigError
-from lidarssl.geometry.keys import site_keys
+from lidarssl.geometry.grouping import cell_keys, group_rows
 
 Rounding = Literal["floor", "trunc"]
 
@@ -37,10 +37,6 @@ def decimate(points: Tensor, voxel_size: float, rounding: Rounding = "floor") ->
             f"unknown rounding '{rounding}'", field="rounding", remedy="floor or trunc"
         )
     # A tensor on the points' device: CUDA multiplies by the reciprocal of a Python scalar.
-    size = points.new_tensor(voxel_size)
-    cells = torch.div(points, size)
-    cells = (cells.floor() if rounding == "floor" else cells.trunc()).long()
-    keys, order = site_keys(cells).sort(stable=True)
-    first = torch.ones_like(keys, dtype=torch.bool)
-    first[1:] = keys[1:] != keys[:-1]
-    return order[first]
+    cells = torch.stack(points.unbind(1)) / points.new_tensor(voxel_size)
+    cells = cells.floor() if rounding == "floor" else cells.trunc()
+    return group_rows(cell_keys(cells)).first

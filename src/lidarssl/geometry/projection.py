@@ -129,13 +129,22 @@ def match_pixels(
     bounds: Bounds = "strict",
     keep: Tensor | None = None,
 ) -> PixelMatches:
-    """``select_pixels`` of ``project``; the defaults are SLidR's rule (section 3.1).
+    """``select_pixels`` of ``project`` up to rounding; the defaults are SLidR's rule (section 3.1).
 
     ScaLR: ``rounding="floor"``; on KITTI also ``min_depth=-inf, keep=points[:, 0] > 1``.
     NCLR: ``min_depth=0, bounds="inclusive"`` with the intrinsics of its reduced image.
     """
-    projection = project(points, camera_from_lidar, intrinsics)
-    return select_pixels(projection, height, width, min_depth, rounding, bounds, keep)
+    points = points.to(torch.float64)
+    camera_from_lidar = camera_from_lidar.to(points)
+    depth = points @ camera_from_lidar[2, :3] + camera_from_lidar[2, 3]
+    ahead = depth > min_depth
+    point = (ahead if keep is None else ahead & keep).nonzero()[:, 0]
+    # Only points ahead are taken to the image, by one matrix.
+    image_from_lidar = intrinsics.to(points) @ camera_from_lidar[:3]
+    homogeneous = points.index_select(0, point) @ image_from_lidar[:, :3].T + image_from_lidar[:, 3]
+    projection = Projection(homogeneous[:, :2] / homogeneous[:, 2:], depth[point])
+    found = select_pixels(projection, height, width, min_depth, rounding, bounds)
+    return PixelMatches(point[found.point], found.row, found.col)
 
 
 def scale_intrinsics(intrinsics: Tensor, rows: float, cols: float) -> Tensor:

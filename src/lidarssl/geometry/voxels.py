@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from lidarssl.errors import ConfigError, DataError, unknown_name
-from lidarssl.geometry.keys import site_keys
+from lidarssl.geometry.grouping import Groups, cell_keys, group_rows
 
 LARGEST_CELL = 2**31 - 1
 """Sparse-convolution libraries keep cells in 32 bits."""
@@ -64,28 +64,68 @@ def voxelize(points: Tensor, rule: str, voxel_size: VoxelSize) -> Voxels:
         ConfigError: unknown rule, or a size that is not positive and finite.
         DataError: a point that is not finite, or too far away for 32-bit cells.
     """
-    cells = cell_coordinates(points, rule, voxel_size)
-    sorted_keys, inverse = torch.unique(site_keys(cells), return_inverse=True)
-    index = first_rows(inverse, sorted_keys.shape[0])
-    if not _RULES[rule].sorted:
-        index, order = index.sort()
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(order.shape[0], device=order.device)
-        inverse = rank[inverse]
-    return Voxels(cells[index], index, inverse)
+    coordinates, groups = sorted_voxels(points, rule, voxel_size)
+    index, inverse = groups.first, groups.of_rows()
+    if _RULES[rule].sorted:
+        return Voxels(coordinates, index, inverse)
+    # Marks in the order of the rows number the voxels by their first appearance.
+    is_first = torch.zeros_like(inverse, dtype=torch.bool).index_fill_(0, index, True)
+    rank = is_first.cumsum(0).index_select(0, index) - 1
+    order = torch.empty_like(rank).scatter_(0, rank, torch.arange(len(rank), device=rank.device))
+    return Voxels(
+        coordinates.index_select(0, order),
+        index.index_select(0, order),
+        rank.index_select(0, inverse),
+    )
+
+
+def sorted_voxels(points: Tensor, rule: str, voxel_size: VoxelSize) -> tuple[Tensor, Groups]:
+    """Voxels sorted by (x, y, z) whatever the rule; arguments and errors as ``voxelize``.
+
+    Returns:
+        (V, 3) int64 cell of each voxel, and the points of each.
+    """
+    cells = _cells(points, rule, voxel_size)
+    groups = group_rows(cell_keys(cells))
+    coordinates = _counted(cells.index_select(1, groups.first), _origin(cells, rule))
+    return coordinates, groups
+
+
+def voxel_keys(points: Tensor, rule: str, voxel_size: VoxelSize) -> Tensor:
+    """A number per point, (N,) integers: equal in one voxel, and sorted as by (x, y, z)."""
+    return cell_keys(_cells(points, rule, voxel_size))
 
 
 def cell_coordinates(points: Tensor, rule: str, voxel_size: VoxelSize) -> Tensor:
     """Cell of every point, (N, 3) int64; arguments and errors as ``voxelize``."""
+    cells = _cells(points, rule, voxel_size)
+    return _counted(cells, _origin(cells, rule))
+
+
+def _cells(points: Tensor, rule: str, voxel_size: VoxelSize) -> Tensor:
+    """Cell of every point before any shift, (3, N) float32 without fractions."""
     if rule not in _RULES:
         raise unknown_name("rule", rule, _RULES)
     size = _size_tensor(voxel_size, rule, points.device)
     if points.ndim != 2 or points.shape[1] != 3:
         raise DataError(f"points are {tuple(points.shape)}, not (N, 3)", field="points")
     if points.shape[0] == 0:
-        return torch.zeros((0, 3), dtype=torch.int64, device=points.device)
-    cells = _to_integer(_RULES[rule].cells(points.float(), size))
-    return cells - cells.amin(0) if _RULES[rule].shifted else cells
+        return torch.zeros((3, 0), device=points.device)
+    cells = _RULES[rule].cells(points.float(), size[:, None])
+    _check_cells(cells)
+    return cells
+
+
+def _origin(cells: Tensor, rule: str) -> Tensor:
+    """Lowest cell (3,) int64 of the rules that count from there, else zeros."""
+    if not _RULES[rule].shifted or cells.shape[1] == 0:
+        return torch.zeros(3, dtype=torch.int64, device=cells.device)
+    return cells.amin(1).long()
+
+
+def _counted(cells: Tensor, origin: Tensor) -> Tensor:
+    """(3, V) cells from an origin (3,), (V, 3) int64."""
+    return torch.stack((cells.long() - origin[:, None]).unbind(), 1)
 
 
 @dataclass(frozen=True)
@@ -95,28 +135,34 @@ class _Rule:
     shifted: bool = False
 
 
+def _axes(points: Tensor) -> Tensor:
+    """(N, 3) -> (3, N)."""
+    return torch.stack(points.unbind(1))
+
+
 def _cylindrical(points: Tensor, size: Tensor) -> Tensor:
     x, y, z = points.unbind(1)
     half_turn, pi = points.new_tensor([180.0, torch.pi])
     azimuth = torch.atan2(y, x) * half_turn / pi
-    return torch.floor(torch.stack([torch.sqrt(x * x + y * y), azimuth, z], 1) / size)
+    return torch.floor(torch.stack([torch.sqrt(x * x + y * y), azimuth, z]) / size)
 
 
 def _floor(points: Tensor, size: Tensor) -> Tensor:
-    return torch.floor(points / size)
+    return torch.floor(_axes(points) / size)
 
 
 def _round(points: Tensor, size: Tensor) -> Tensor:
-    return torch.round(points / size)
+    return torch.round(_axes(points) / size)
 
 
 def _floor_from_minimum(points: Tensor, size: Tensor) -> Tensor:
-    scaled = points / size
-    return torch.floor(scaled - scaled.amin(0))
+    scaled = _axes(points) / size
+    return torch.floor(scaled - scaled.amin(1, keepdim=True))
 
 
 def _floor_above_minimum(points: Tensor, size: Tensor) -> Tensor:
-    return torch.floor((points - points.amin(0)) / size)
+    axes = _axes(points)
+    return torch.floor((axes - axes.amin(1, keepdim=True)) / size)
 
 
 _RULES = {
@@ -145,17 +191,18 @@ def _size_tensor(voxel_size: VoxelSize, rule: str, device: torch.device) -> Tens
     return size.to(device)
 
 
-def _to_integer(cells: Tensor) -> Tensor:
+def _check_cells(cells: Tensor) -> None:
     # One comparison finds NaN, infinity and overflow alike.
-    bad = ~(cells.abs() <= LARGEST_CELL).all(1)
-    if bool(bad.any()):
-        raise DataError(
-            f"{int(bad.sum())} of {len(cells)} points are not finite or more than "
-            f"{LARGEST_CELL} cells away; the first is point {int(bad.int().argmax())}",
-            field="points",
-            remedy="remove such points when the frame is loaded, and check that the unit is metres",
-        )
-    return cells.to(torch.int64)
+    extremes = torch.stack([cells.amin(1), cells.amax(1)])
+    if bool((extremes.abs() <= LARGEST_CELL).all()):
+        return
+    bad = ~(cells.abs() <= LARGEST_CELL).all(0)
+    raise DataError(
+        f"{int(bad.sum())} of {len(bad)} points are not finite or more than "
+        f"{LARGEST_CELL} cells away; the first is point {int(bad.int().argmax())}",
+        field="points",
+        remedy="remove such points when the frame is loaded, and check that the unit is metres",
+    )
 
 
 def first_rows(group: Tensor, count: int) -> Tensor:

@@ -23,12 +23,12 @@ class PreparedFiles:
 
     Attributes:
         folder: of the files.
-        suffix: of each.
+        suffix: of each; several where any of them will do.
         made_by: the pass.
     """
 
     folder: Path
-    suffix: str
+    suffix: str | tuple[str, ...]
     made_by: str
 
 

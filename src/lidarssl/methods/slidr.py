@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lidarssl.backbones.base import Backbone
 from lidarssl.distributed import gather_counts
-from lidarssl.frame import Batch, Matches, StepOutput
+from lidarssl.frame import Batch, Field, Matches, StepOutput
 from lidarssl.images.base import ImageEncoder
 from lidarssl.images.decoders import UpsampledHead
 from lidarssl.losses.contrastive import info_nce
@@ -28,6 +28,7 @@ from lidarssl.methods.image_to_lidar import (
     nothing_to_match,
 )
 from lidarssl.transforms.base import Transform
+from lidarssl.transforms.superpixel_files import SUFFIXES
 from lidarssl.transforms.superpixels import Superpixels
 
 
@@ -58,6 +59,8 @@ class Slidr(ImageToLidar):
     ) -> None:
         super().__init__(backbone, image_encoder, embedding, temperature, augmentation, negatives)
         self.superpixels = superpixels or Superpixels()
+        if self.superpixels.stored:
+            self.needs = Field.IMAGES | Field.SUPERPIXELS
         self.stride = image_encoder.stride if pool == "cells" else 1
         if self.stride > 1:
             self.image_head = UpsampledHead(image_encoder.out_channels, embedding, scale=1)
@@ -69,19 +72,20 @@ class Slidr(ImageToLidar):
     def prepared(self) -> Sequence[PreparedFiles]:
         folder = self.superpixels.folder
         pass_ = "lidarssl prepare superpixels"
-        return [] if folder is None else [PreparedFiles(folder, ".png", pass_)]
+        return [] if folder is None else [PreparedFiles(folder, tuple(SUFFIXES.values()), pass_)]
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepOutput:
         assert batch.matches is not None
         assert batch.superpixels is not None
         tokens = self.embed_points(batch)
-        pixels = self.image_head(self.encode_images(batch))
+        maps = self.image_head.projected(self.encode_images(batch))
         pairs, superpixels = coarser(batch.matches, batch.superpixels, self.stride)
-        if sum(gather_counts(len(pairs), pixels.device)) == 0:
-            return StepOutput(nothing_to_match(tokens, pixels))
+        if sum(gather_counts(len(pairs), maps.device)) == 0:
+            return StepOutput(nothing_to_match(tokens, maps))
         pooled = pool_superpixels(
-            tokens.features[tokens.token_of_point[pairs.point]], pairs, pixels, superpixels
-        )
+            tokens.features[tokens.token_of_point[pairs.point]], pairs, maps, superpixels,
+            enlarged=self.image_head.enlarged,
+        )  # fmt: skip
         points = self.gather(pooled.points)
         loss = info_nce(points, self.gather(pooled.pixels), self.temperature)
         return StepOutput(loss, {"superpixels": torch.tensor(float(points.shape[0]))})

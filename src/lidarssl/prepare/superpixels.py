@@ -1,22 +1,20 @@
-"""Superpixels of every image of a split, computed once and kept as PNG files.
+"""Superpixels of every image of a split, computed once and kept in files.
 
-``transforms.superpixels`` describes the files.
+``transforms.superpixel_files`` describes them.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from lidarssl.datasets.base import Dataset
-from lidarssl.errors import DataError
-from lidarssl.frame import Camera
+from lidarssl.frame import Camera, FrameId
 from lidarssl.prepare.passes import (
     ImageWork,
     OnError,
@@ -29,16 +27,14 @@ from lidarssl.prepare.passes import (
 )
 from lidarssl.replacing import replacing
 from lidarssl.transforms.images import image_of, image_size
-from lidarssl.transforms.superpixels import (
-    SETTINGS_FILE,
-    SlicSettings,
-    check_settings,
+from lidarssl.transforms.superpixel_files import (
+    SUFFIXES,
+    FileFormat,
+    encode_superpixels,
     read_superpixels,
-    slic,
     superpixel_path,
 )
-
-_LARGEST_ID = 2**16 - 1
+from lidarssl.transforms.superpixels import SETTINGS_FILE, SlicSettings, check_settings, slic
 
 
 def prepare_superpixels(
@@ -49,19 +45,21 @@ def prepare_superpixels(
     compactness: float = 6.0,
     sigma: float = 3.0,
     scale: float = 1.0,
+    form: FileFormat = "runs",
     workers: int = 0,
     shard: tuple[int, int] = (0, 1),
     overwrite: bool = False,
     on_error: OnError = "raise",
     progress: bool = True,
 ) -> Summary:
-    """Write ``<output>/<camera token>.png`` for every image of a split.
+    """Write ``<output>/<camera token>.runs`` (or ``.png``) for every image of a split.
 
     Args:
         dataset: any dataset with images.
         split: of it.
         output: folder, made when missing.
         segments, compactness, sigma, scale: see ``SlicSettings``.
+        form: of the files that are made; those that are there and whole keep theirs.
         workers: processes beside this one; 0 = work here.
         shard: (i, n) takes frames i, i + n, i + 2n, ...: one i per machine.
         overwrite: make files again that are there and whole.
@@ -82,7 +80,7 @@ def prepare_superpixels(
         check_settings(folder, settings)
     with replacing(folder / SETTINGS_FILE) as partial:
         partial.write_text(json.dumps(asdict(settings)))
-    work = _Segmenting(dataset, frames, folder, settings, overwrite)
+    work = _Segmenting(dataset, frames, folder, settings, overwrite, form)
     _announce(work, max(1, workers), progress)
     summary = Summary(folder, "segmented", len(frames))
     # The workers leave no image to this process.
@@ -91,34 +89,43 @@ def prepare_superpixels(
 
 
 def save_superpixels(path: Path, ids: Tensor) -> None:
-    """Write (H, W) segment ids in the format of ``transforms.superpixels``, all or nothing.
+    """Write (H, W) segment ids in the format of the suffix of ``path``, all or nothing.
 
     Raises:
-        DataError: an id that 16 bits do not hold.
+        DataError: see ``encode_superpixels``.
     """
-    largest = int(ids.max())
-    if int(ids.min()) < 0 or largest > _LARGEST_ID:
-        raise DataError(
-            f"segment ids reach {largest}, a file holds 0..{_LARGEST_ID}",
-            path=path,
-            remedy="ask for fewer segments",
-        )
-    array = ids.numpy().astype(np.uint8 if largest <= 255 else np.uint16)
+    data = encode_superpixels(ids, path)
     with replacing(path) as partial:
-        Image.fromarray(array).save(partial, format="PNG")
+        partial.write_bytes(data)
 
 
 class _Segmenting(ImageWork[SlicSettings]):
     """A loader's workers are the processes of the pass."""
 
+    def __init__(
+        self,
+        dataset: Dataset,
+        frames: Sequence[FrameId],
+        folder: Path,
+        settings: SlicSettings,
+        overwrite: bool,
+        form: FileFormat,
+    ) -> None:
+        super().__init__(dataset, frames, folder, settings, overwrite)
+        self.form = form
+
     def path(self, camera: Camera) -> Path:
-        return superpixel_path(self.folder, camera)
+        there = superpixel_path(self.folder, camera)
+        return there if there.is_file() else superpixel_path(self.folder, camera, self.form)
 
     def check(self, path: Path, camera: Camera) -> None:
         read_superpixels(path, image_size(camera))
 
     def make(self, path: Path, camera: Camera) -> None:
-        save_superpixels(path, slic(image_of(camera), self.settings))
+        asked = superpixel_path(self.folder, camera, self.form)
+        save_superpixels(asked, slic(image_of(camera), self.settings))
+        if path != asked:
+            path.unlink()
 
 
 def _announce(work: _Segmenting, processes: int, progress: bool) -> None:
@@ -130,7 +137,8 @@ def _announce(work: _Segmenting, processes: int, progress: bool) -> None:
     slic(image_of(cameras[0]), work.settings)
     seconds = time.perf_counter() - started
     images = len(work) * len(cameras)
-    there = 0 if work.overwrite else sum(1 for _ in work.folder.glob("*.png"))
+    files = [] if work.overwrite else list(work.folder.iterdir())
+    there = sum(1 for file in files if file.suffix in SUFFIXES.values())
     hours = max(0, images - there) * seconds / processes / 3600
     announce(
         f"{images} images, {min(there, images)} there already; {seconds:.2f} s each: about "

@@ -66,6 +66,7 @@ LIMITS: dict[type, dict[str, Rule]] = {
         "steps": at_least(1),
         "seed": SEED,
         "workers": at_least(0),
+        "prefetch": at_least(1),
         "nodes": at_least(1),
         "checkpoint_every": at_least(0),
         "log_every": at_least(1),

@@ -51,6 +51,8 @@ class Training:
         optimizer, schedule: see there.
         seed: of initialisation, shuffles and every draw.
         workers: loader processes of each training process; they never change the result.
+        prefetch: batches that each of them makes ahead; more hold more memory, and even out
+            frames that take long, as from a network.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         accelerator: ``auto``, ``cpu``, ``cuda``, ``mps``.
         devices: processes on this machine (DDP); ``auto`` = every GPU, one on CPU.
@@ -71,6 +73,7 @@ class Training:
     schedule: Schedule = field(default_factory=Schedule)
     seed: int = 0
     workers: int = 2
+    prefetch: int = 2
     precision: str = "32-true"
     accelerator: str = "auto"
     devices: int | str = "auto"
@@ -167,7 +170,9 @@ def fit(
         trainer = _trainer(training, run, stage, steps, start, callbacks, progress)
         batches.split(trainer.global_rank, trainer.world_size)
         pin_memory = trainer.strategy.root_device.type == "cuda"
-        loader = training_loader(source, batches, training.workers, prepare, pin_memory)
+        loader = training_loader(
+            source, batches, training.workers, prepare, pin_memory, training.prefetch
+        )
         try:
             trainer.fit(learner, loader, ckpt_path=last if resume else None, weights_only=True)
         except SystemExit as error:  # how the trainer ends at a second Ctrl-C

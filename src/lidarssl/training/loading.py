@@ -10,15 +10,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from lidarssl.batching import collate
 from lidarssl.datasets.base import Dataset, Stream
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Batch, Field, Frame, FrameId, PointBatch
+from lidarssl.training.memory import keep_freed_memory
+from lidarssl.training.packing import packed
 from lidarssl.training.sampling import stream_batches, uniform_batches
 from lidarssl.transforms.base import Compose, Transform, sample_generator
+from lidarssl.transforms.images import decoded
 from lidarssl.transforms.mixing import MixingTransform
 
 BadSamples = Literal["raise", "skip"]
@@ -76,7 +79,7 @@ class FrameSource(TorchDataset[_Loaded]):
         max_tries: int = 16,
         mixing: Sequence[MixingTransform] = (),
     ) -> None:
-        self.dataset, self.ids, self.fields = dataset, list(ids), fields
+        self.dataset, self.ids, self.fields = dataset, list(ids), fields | Field.UNDECODED
         self.transforms, self.seed, self.mixing = Compose(transforms), seed, tuple(mixing)
         self.tries = max_tries if bad_samples == "skip" else 1
 
@@ -88,7 +91,7 @@ class FrameSource(TorchDataset[_Loaded]):
         rng = sample_generator(self.seed, epoch, sample)
         for mix in self.mixing:
             frame = mix(frame, rng, self._another)
-        return self.transforms(frame, rng)
+        return decoded(self.transforms(frame, rng))
 
     def _another(self, rng: np.random.Generator) -> Frame:
         return self.dataset.load(self.ids[int(rng.integers(len(self.ids)))], self.fields)
@@ -222,8 +225,17 @@ def training_loader(
     workers: int,
     prepare: Prepare | None,
     pin_memory: bool = False,
+    prefetch: int = 2,
 ) -> ResumableLoader:
-    """Batches of a training run, prepared for the backbone in the workers."""
+    """Batches of a training run, prepared for the backbone in the workers.
+
+    Args:
+        source, batches: the frames, and which of them make a batch.
+        workers: processes; 0 = none but this one.
+        prepare: of the backbone.
+        pin_memory: for a GPU, to which batches then travel while it computes.
+        prefetch: batches that each worker makes ahead.
+    """
     return ResumableLoader(
         source,
         batch_sampler=batches,
@@ -231,8 +243,8 @@ def training_loader(
         collate_fn=_Collate(prepare),
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        prefetch_factor=2 if workers else None,
-        worker_init_fn=_leave_group,
+        prefetch_factor=prefetch if workers else None,
+        worker_init_fn=_start_worker,
     )
 
 
@@ -287,16 +299,17 @@ def _batches_of(
         batch_sampler=[[(0, sample) for sample in part] for part in parts],
         num_workers=workers,
         collate_fn=_Collate(prepare),
-        worker_init_fn=_leave_group,
+        worker_init_fn=_start_worker,
         # Else every pass would advance the global generator.
         generator=torch.Generator(),
     )
     return (good_batch(loaded) for loaded in loader)
 
 
-def _leave_group(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     """Ctrl-C and SIGTERM for the group are for the main process, which ends its workers."""
     os.setpgrp()
+    keep_freed_memory()
 
 
 def good_batch(loaded: LoadedBatch) -> Batch:
@@ -327,4 +340,4 @@ class _Collate:
                     batch.points = self.prepare(batch.points)
         except DataError as error:
             return LoadedBatch(None, skipped, error)
-        return LoadedBatch(batch, skipped)
+        return LoadedBatch(batch if get_worker_info() is None else packed(batch), skipped)

@@ -12,7 +12,8 @@ from lidarssl.methods.base import PreparedFiles
 
 _REMEDIES = {
     "images": "give the dataset its image folders (see `lidarssl data check`)",
-    "superpixels": "run `lidarssl prepare superpixels`",
+    "superpixels": "run `lidarssl prepare superpixels` and name its folder, or take shards that "
+    "were packed with --superpixels",
     "semantic": "give the dataset its label files, or choose a labelled split; a mixture has no "
     "labels: take one of its datasets by itself",
     "image_labels": "choose a dataset with labelled images, such as the synthetic world",
@@ -70,7 +71,7 @@ def check_prepared(
         remedy = f"let `{files.made_by}` finish on this dataset and split, every shard"
         if not files.folder.is_dir():
             raise ConfigError("is no folder", path=files.folder, field="folder", remedy=remedy)
-        there = sum(1 for file in files.folder.iterdir() if file.suffix == files.suffix)
+        there = sum(1 for file in files.folder.iterdir() if file.name.endswith(files.suffix))
         if there < images:
             raise ConfigError(
                 f"holds {there} files, the {len(frames)} frames have {images} images",

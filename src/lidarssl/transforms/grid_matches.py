@@ -66,11 +66,11 @@ def match_grid(
 
     Arguments and what is raised: see ``MatchGrid``.
     """
-    parts = []
+    parts, points = [], frame.points.double()
     for number, camera in enumerate(cameras_of(frame)):
         rows, cols = grid_size(camera, stride)
         found = match_pixels(
-            frame.points,
+            points,
             camera.camera_from_lidar,
             grid_intrinsics(camera.intrinsics.double(), stride, pixel_centers),
             rows,

@@ -15,7 +15,14 @@ from torch import Tensor
 from lidarssl.datasets.image_files import resize_intrinsics
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Camera, Frame
-from lidarssl.transforms.images import Crop, flip_camera, image_of, image_size, resize_nearest
+from lidarssl.transforms.images import (
+    Crop,
+    flip_camera,
+    image_of,
+    image_size,
+    resize_nearest,
+    superpixels_of,
+)
 
 Size = tuple[int, int]
 REDRAWS = 10
@@ -103,7 +110,7 @@ class PadImages:
             return camera
         image = self.colour[:, None, None].repeat(1, height + sides[3], width + sides[1])
         image[:, :height, :width] = _as_floats(image_of(camera))
-        labels, segments = camera.labels, camera.superpixels
+        labels, segments = camera.labels, superpixels_of(camera)
         return replace(
             camera,
             image=image,
@@ -162,7 +169,7 @@ def crop_resized(camera: Camera, whole: Size, crop: Crop) -> Camera:
     return replace(
         camera,
         image=_bilinear(image_of(camera), whole, below, beside),
-        superpixels=cut(camera.superpixels),
+        superpixels=cut(superpixels_of(camera)),
         labels=cut(camera.labels),
         features=None,
         intrinsics=intrinsics,

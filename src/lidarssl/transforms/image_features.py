@@ -205,7 +205,7 @@ class StoredFeatures:
         return replace(frame, cameras=tuple(self._filled(camera) for camera in frame.cameras))
 
     def _filled(self, camera: Camera) -> Camera:
-        if camera.image is not None:
+        if camera.image is not None or camera.undecoded is not None:
             self._check_size(image_size(camera))
         path = feature_path(self.folder, camera)
         return replace(camera, features=read_features(path, self.settings))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lidarssl.datasets.image_files import resize_intrinsics
+from lidarssl.datasets.image_files import WHOLE, resize_intrinsics
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Camera, Frame
 from lidarssl.geometry.projection import scale_intrinsics
@@ -31,35 +31,97 @@ class Crop:
 
 
 def image_of(camera: Camera) -> Tensor:
-    """The image of a camera, (3, H, W).
+    """The image of a camera, (3, H, W), decoded if it is not yet.
+
+    Raises:
+        DataError: the camera was loaded without it, or it does not decode.
+    """
+    return _pixels(camera, WHOLE, WHOLE).contiguous()
+
+
+def image_size(camera: Camera) -> tuple[int, int]:
+    """(height, width) of a camera's image, which need not be decoded for that.
 
     Raises:
         DataError: the camera was loaded without it.
     """
-    if camera.image is None:
-        raise DataError(
-            f"camera {camera.name} ({camera.token}) has no image",
-            field="image",
-            remedy="load the frame with Field.IMAGES",
-        )
-    return camera.image
-
-
-def image_size(camera: Camera) -> tuple[int, int]:
-    """(height, width) of a camera's image; raises as ``image_of``."""
-    height, width = image_of(camera).shape[-2:]
+    if camera.image is None and camera.undecoded is not None:
+        return camera.undecoded.size
+    height, width = _pixels(camera, WHOLE, WHOLE).shape[-2:]
     return height, width
+
+
+def superpixels_of(camera: Camera) -> Tensor | None:
+    """The superpixels of a camera, (H, W) int64, decoded if they are not yet; None without.
+
+    Raises:
+        DataError: they do not decode.
+    """
+    ids = _superpixels(camera, WHOLE, WHOLE)
+    return None if ids is None else ids.to(torch.int64)
+
+
+def decoded(frame: Frame) -> Frame:
+    """The frame with nothing left undecoded.
+
+    Raises:
+        DataError: an image or superpixels do not decode.
+    """
+    return replace(frame, cameras=tuple(map(_decoded, frame.cameras)))
+
+
+def _decoded(camera: Camera) -> Camera:
+    waits = camera.image is None and camera.undecoded is not None
+    return replace(
+        camera,
+        image=image_of(camera) if waits else camera.image,
+        superpixels=superpixels_of(camera),
+        undecoded=None,
+        undecoded_superpixels=None,
+    )
+
+
+def _pixels(camera: Camera, rows: slice, columns: slice) -> Tensor:
+    if camera.image is not None:
+        return camera.image[:, rows, columns]
+    if camera.undecoded is not None:
+        return camera.undecoded.decode(rows, columns)
+    raise DataError(
+        f"camera {camera.name} ({camera.token}) has no image",
+        field="image",
+        remedy="load the frame with Field.IMAGES",
+    )
+
+
+def _superpixels(camera: Camera, rows: slice, columns: slice) -> Tensor | None:
+    """Of whatever integer type they come in."""
+    if camera.superpixels is not None:
+        return camera.superpixels[rows, columns]
+    found = camera.undecoded_superpixels
+    return None if found is None else found.decode(rows, columns)
 
 
 def resize_bilinear(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
     """(3, H, W) uint8, or float32 in [0, 1], -> (3, *size) float32 in [0, 1]."""
-    values = image.float() / 255 if image.dtype == torch.uint8 else image
-    return F.interpolate(values[None], size, mode="bilinear", antialias=antialias)[0]
+    # With the channels of a pixel side by side this takes a third of the time.
+    values = image[None].to(torch.float32, memory_format=torch.channels_last)
+    if antialias:
+        # Rows first, as one wide image: whole lines are added up, and there are fewer of them.
+        wide = values.permute(0, 2, 3, 1).flatten(2)[:, None]
+        lines = _bilinear(wide, (size[0], wide.shape[3]), antialias)
+        values = lines[:, 0].unflatten(2, (-1, len(image))).permute(0, 3, 1, 2)
+    resized = _bilinear(values, size, antialias)[0]
+    return resized.div_(255) if image.dtype == torch.uint8 else resized
+
+
+def _bilinear(values: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+    return F.interpolate(values, size, mode="bilinear", antialias=antialias)
 
 
 def resize_nearest(ids: Tensor, size: tuple[int, int]) -> Tensor:
     """Ids (H, W) -> (*size), each pixel taking the id at floor(pixel * ratio)."""
-    return ids[_nearest(ids.shape[0], size[0])][:, _nearest(ids.shape[1], size[1])]
+    lines = ids.index_select(0, _nearest(ids.shape[0], size[0]))
+    return lines.index_select(1, _nearest(ids.shape[1], size[1]))
 
 
 def _nearest(before: int, after: int) -> Tensor:
@@ -78,16 +140,16 @@ def crop_camera(
     cols = slice(crop.left, crop.left + crop.width)
 
     def nearest(ids: Tensor | None) -> Tensor | None:
-        return None if ids is None else resize_nearest(ids[rows, cols], size)
+        return None if ids is None else resize_nearest(ids, size).to(torch.int64)
 
     intrinsics = camera.intrinsics.double().clone()
     intrinsics[0, 2] -= crop.left
     intrinsics[1, 2] -= crop.top
     return replace(
         camera,
-        image=resize_bilinear(image_of(camera)[:, rows, cols], size, antialias),
-        superpixels=nearest(camera.superpixels),
-        labels=nearest(camera.labels),
+        image=resize_bilinear(_pixels(camera, rows, cols), size, antialias),
+        superpixels=nearest(_superpixels(camera, rows, cols)),
+        labels=None if camera.labels is None else nearest(camera.labels[rows, cols]),
         features=None,
         intrinsics=resize_intrinsics(intrinsics, (crop.height, crop.width), size),
     )
@@ -106,8 +168,8 @@ def flip_camera(camera: Camera) -> Camera:
 
     return replace(
         camera,
-        image=flipped(camera.image),
-        superpixels=flipped(camera.superpixels),
+        image=flipped(image_of(camera)),
+        superpixels=flipped(superpixels_of(camera)),
         labels=flipped(camera.labels),
         features=None,
         intrinsics=mirror @ camera.intrinsics.double(),

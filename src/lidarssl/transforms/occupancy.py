@@ -73,9 +73,9 @@ def occupancy_queries(
         Behind (occupied), in front (free), along the ray (free, without intensity), in this
         order.
     """
-    step = F.normalize(points, dim=1, eps=1e-12) * depth
-    behind = points[draws.behind] + draws.share_behind[:, None] * step[draws.behind]
-    front = points[draws.front] - draws.share_front[:, None] * step[draws.front]
+    hit_behind, hit_front = points[draws.behind], points[draws.front]
+    behind = hit_behind + draws.share_behind[:, None] * _along_rays(hit_behind, depth)
+    front = hit_front - draws.share_front[:, None] * _along_rays(hit_front, depth)
     far = points[draws.far] * draws.share_far[:, None]
     occupancy = torch.zeros(len(behind) + len(front) + len(far), dtype=torch.int64)
     occupancy[: len(behind)] = 1
@@ -91,6 +91,11 @@ def occupancy_queries(
         ),
         batch=torch.zeros_like(occupancy),
     )
+
+
+def _along_rays(points: Tensor, depth: float) -> Tensor:
+    """Steps of ``depth`` m away from the sensor."""
+    return F.normalize(points, dim=1, eps=1e-12) * depth
 
 
 class MakeQueries:
@@ -191,9 +196,9 @@ class SupportSearch:
         if limited and self.choice == "random" and order is not None:
             shuffled = None if batch is None else batch[order]
             query, row = ball_pairs(
-                places, supports[order], self.radius, self.limit, frame, shuffled
+                places, supports.index_select(0, order), self.radius, self.limit, frame, shuffled
             )
-            return _sorted_pairs(query, order[row])
+            return _sorted_pairs(query, order.index_select(0, row))
         return ball_pairs(places, supports, self.radius, self.limit, frame, batch)
 
 
@@ -215,6 +220,8 @@ class FindSupports:
 
 
 def _sorted_pairs(query: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
-    order = support.argsort(stable=True)
-    order = order[query[order].argsort(stable=True)]
-    return query[order], support[order]
+    if len(support):
+        rows = int(support.max()) + 1
+        keys = (query * rows + support).sort().values
+        query, support = keys // rows, keys % rows
+    return query, support

@@ -34,11 +34,11 @@ def match_frame(
     Raises:
         DataError: the frame has no cameras, or one without an image.
     """
-    parts = []
+    parts, points = [], frame.points.double()
     for number, camera in enumerate(cameras_of(frame)):
         height, width = image_size(camera)
         found = match_pixels(
-            frame.points,
+            points,
             camera.camera_from_lidar,
             camera.intrinsics,
             height,
@@ -171,11 +171,18 @@ def first_accepted(
     return None
 
 
+def by_image(matches: Matches, images: int) -> list[Matches]:
+    """The matches of each of ``images`` images, in their order."""
+    if bool((matches.image.diff() < 0).any()):
+        return [matches[matches.image == number] for number in range(images)]
+    ends = torch.bincount(matches.image, minlength=images).cumsum(0).tolist()
+    return [matches[slice(*part)] for part in zip([0, *ends[:-1]], ends, strict=True)]
+
+
 def crop_matches(matches: Matches, crops: Sequence[Crop], size: Size) -> Matches:
     """Matches after crop i of camera i is resized to ``size``; pairs outside are dropped."""
     parts = []
-    for number, crop in enumerate(crops):
-        part = matches[matches.image == number]
+    for crop, part in zip(crops, by_image(matches, len(crops)), strict=True):
         row, col, inside = crop_pixels(part.row, part.col, crop, size)
         parts.append(replace(part, row=row, col=col)[inside])
     return Matches.joined(parts)
@@ -303,9 +310,9 @@ class ResizedCrop:
 
     def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
         matches = matches_of(frame)
+        parts = by_image(matches, len(frame.cameras))
         crops = [
-            self._draw(camera, matches[matches.image == number], rng)
-            for number, camera in enumerate(frame.cameras)
+            self._draw(camera, part, rng) for camera, part in zip(frame.cameras, parts, strict=True)
         ]
         cameras = (
             crop_camera(camera, crop, self.size)

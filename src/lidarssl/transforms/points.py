@@ -19,7 +19,7 @@ from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Frame, Queries
 from lidarssl.geometry.boxes import transform_boxes
 from lidarssl.geometry.decimation import Rounding, decimate
-from lidarssl.geometry.poses import rotation_about_z, transform_points
+from lidarssl.geometry.poses import rotation_about_z
 
 
 def change_lidar_frame(frame: Frame, motion: Tensor) -> Frame:
@@ -51,7 +51,12 @@ def _move_queries(queries: Queries, matrix: Tensor) -> Queries:
 
 
 def _move(points: Tensor, matrix: Tensor) -> Tensor:
-    return transform_points(points, matrix).to(points.dtype)
+    """``transform_points``, axis by axis: its product of so few columns takes longer."""
+    x, y, z = torch.stack(points.unbind(1)).double()
+    moved = torch.empty_like(points)
+    for axis, (a, b, c, step) in enumerate(matrix[:3].tolist()):
+        moved[:, axis] = (x * a).add_(y, alpha=b).add_(z, alpha=c).add_(step)
+    return moved
 
 
 class RotateZ:

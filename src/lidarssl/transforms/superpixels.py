@@ -1,30 +1,26 @@
-"""Superpixels of camera images: SLIC, and the files an offline pass keeps them in.
+"""Superpixels of camera images: SLIC, or read from the files of an offline pass.
 
-A superpixel file is a single-channel PNG, 8 bits deep (16 when an id exceeds 255), named
-``<camera token>.png`` and as large as the camera's image; a pixel's value is its segment id,
-from 0. The file ``superpixels.json`` beside them holds the settings they were made with; folders
-made elsewhere (SLidR's) may lack it.
+The file ``superpixels.json`` beside those holds the settings they were made with; folders made
+elsewhere (SLidR's) may lack it.
 """
 
 from __future__ import annotations
 
-import io
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor
 
-from lidarssl.datasets.files import IMAGE_FILE_LIMIT, read_bytes, read_json
-from lidarssl.datasets.image_files import PIXEL_LIMIT
+from lidarssl.datasets.files import read_json
 from lidarssl.errors import ConfigError, DataError, require
 from lidarssl.frame import Camera, Frame
-from lidarssl.transforms.images import image_of, resize_bilinear, resize_nearest
+from lidarssl.transforms.images import image_of, image_size, resize_nearest
+from lidarssl.transforms.superpixel_files import open_superpixels, superpixel_path
 
 SETTINGS_FILE = "superpixels.json"
-_PREPARE = "run `lidarssl prepare superpixels` on this dataset and split"
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,9 @@ def slic(image: Tensor, settings: SlicSettings | None = None) -> Tensor:
     height, width = image.shape[-2:]
     if settings.scale < 1:
         reduced = (_at_least_one(height * settings.scale), _at_least_one(width * settings.scale))
-        image = resize_bilinear(image, reduced, antialias=True)
+        # Not by ``resize_bilinear``, whose rounding is another: SLIC makes segments of that.
+        values = image.float() / 255 if image.dtype == torch.uint8 else image
+        image = F.interpolate(values[None], reduced, mode="bilinear", antialias=True)[0]
     if image.dtype != torch.uint8:
         image = (image * 255).round().clamp(0, 255).to(torch.uint8)
     ids = segmentation.slic(
@@ -92,46 +90,6 @@ def slic(image: Tensor, settings: SlicSettings | None = None) -> Tensor:
 
 def _at_least_one(size: float) -> int:
     return max(1, round(size))
-
-
-def superpixel_path(folder: Path, camera: Camera) -> Path:
-    """Where the superpixels of a camera's image are kept.
-
-    Raises:
-        DataError: the camera's token is no file name.
-    """
-    if not camera.token or camera.token.startswith(".") or set(camera.token) & set("/\\\0"):
-        raise DataError(f"camera token {camera.token!r} is no file name", field="token")
-    return folder / f"{camera.token}.png"
-
-
-def read_superpixels(path: Path, size: tuple[int, int]) -> Tensor:
-    """Segment ids of a file, (H, W) int64.
-
-    Args:
-        path: see the module for the format.
-        size: (height, width) of the image they belong to.
-
-    Raises:
-        DataError: missing, corrupt, not single-channel, or of another size.
-    """
-    data = read_bytes(path, IMAGE_FILE_LIMIT, remedy=_PREPARE)
-    try:
-        image = Image.open(io.BytesIO(data), formats=("PNG",))
-        found, mode = (image.height, image.width), image.mode
-        if found == size and size[0] * size[1] <= PIXEL_LIMIT and mode in ("L", "I;16", "I"):
-            return torch.from_numpy(np.array(image).astype(np.int64))
-    # Pillow's decoders raise almost any type on a corrupt stream; all of them mean the same.
-    except Exception as error:
-        raise DataError(
-            f"the superpixels do not decode ({str(error)[:200]})", path=path, remedy=_PREPARE
-        ) from error
-    raise DataError(
-        f"superpixels are {found[0]} x {found[1]} in mode '{mode}', "
-        f"expected single-channel {size[0]} x {size[1]}",
-        path=path,
-        remedy="prepare them with the image size that is loaded now",
-    )
 
 
 def check_settings(folder: Path, settings: SlicSettings) -> None:
@@ -160,13 +118,17 @@ def check_settings(folder: Path, settings: SlicSettings) -> None:
 class Superpixels:
     """Give every camera its superpixels, at the size its image has now.
 
+    While the image is undecoded, so are superpixels that are read.
+
     Args:
         segments, compactness, sigma, scale: see ``SlicSettings``.
         folder: read the files of ``lidarssl prepare superpixels``; None = compute (about 3 s
             for an image of 1600 x 900, a fifteenth of it with ``scale`` 0.25).
+        stored: keep those that frames bring, as of shards that were packed with superpixels;
+            the settings are then those of the shards.
 
     Raises:
-        ConfigError: the folder's files were made with other settings.
+        ConfigError: the folder's files were made with other settings; a folder, and ``stored``.
     """
 
     def __init__(
@@ -176,21 +138,36 @@ class Superpixels:
         sigma: float = 3.0,
         scale: float = 1.0,
         folder: str | Path | None = None,
+        stored: bool = False,
     ) -> None:
         self.settings = SlicSettings(segments, compactness, sigma, scale)
         self.folder = None if folder is None else Path(folder)
+        self.stored = stored
+        if stored and folder is not None:
+            raise ConfigError(
+                "superpixels come from a folder or with the frames, not both",
+                field="superpixels.stored",
+                remedy="leave folder or stored out",
+            )
         if self.folder is not None:
             check_settings(self.folder, self.settings)
 
     def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
-        cameras = (
-            replace(camera, superpixels=self._of(camera, image_of(camera)))
-            for camera in frame.cameras
-        )
-        return replace(frame, cameras=tuple(cameras))
+        return replace(frame, cameras=tuple(map(self._filled, frame.cameras)))
 
-    def _of(self, camera: Camera, image: Tensor) -> Tensor:
+    def _filled(self, camera: Camera) -> Camera:
+        if self.stored:
+            if camera.superpixels is None:
+                raise DataError(
+                    f"camera {camera.name} ({camera.token}) came without superpixels",
+                    field="superpixels",
+                    remedy="pack the shards with --superpixels, or set superpixels.stored to false",
+                )
+            return camera
         if self.folder is None:
-            return slic(image, self.settings)
-        height, width = image.shape[-2:]
-        return read_superpixels(superpixel_path(self.folder, camera), (height, width))
+            image = image_of(camera)
+            return replace(camera, image=image, superpixels=slic(image, self.settings))
+        file = open_superpixels(superpixel_path(self.folder, camera), image_size(camera))
+        if camera.image is None:
+            return replace(camera, superpixels=None, undecoded_superpixels=file)
+        return replace(camera, superpixels=file.decode().to(torch.int64))

@@ -17,7 +17,8 @@ from torch import Tensor
 from lidarssl.errors import ConfigError
 from lidarssl.frame import Frame
 from lidarssl.geometry.boxes import Corner, inside_box
-from lidarssl.geometry.voxels import voxelize
+from lidarssl.geometry.grouping import group_rows
+from lidarssl.geometry.voxels import voxel_keys
 
 
 def random_of_each_voxel(points: Tensor, voxel_size: float, order: Tensor) -> Tensor:
@@ -31,7 +32,8 @@ def random_of_each_voxel(points: Tensor, voxel_size: float, order: Tensor) -> Te
     Returns:
         (M,) int64 rows of ``points``, sorted by voxel.
     """
-    return order[voxelize(points[order], "waffleiron", voxel_size).index]
+    keys = voxel_keys(points, "waffleiron", voxel_size).index_select(0, order)
+    return order[group_rows(keys).first]
 
 
 def nearest_to(points: Tensor, center: int, count: int) -> Tensor:
