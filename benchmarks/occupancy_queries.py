@@ -1,25 +1,32 @@
 """Queries of ALSO and their supports for one scan of 120 000 points, on one core.
 
-    python benchmarks/occupancy_queries.py [--scan FILE.bin] [--out runs/occupancy_queries.json]
+    python benchmarks/occupancy_queries.py [--scan FILE.bin] [--json FILE] [--repeats 15]
 
 The published sizes for SemanticKITTI: thinned at 0.05 m, 4096 queries, 80 000 supports of which
 each query gets at most 32 within 1 m. Beside it the plain form: all distances, then the first 32.
-Without ``--scan`` (float32 x, y, z, intensity) a made-up scan as dense as that of a 64-beam lidar.
-Target: 150 ms from points to pairs.
+Without ``--scan`` (float32 x, y, z, intensity) the first real one below LIDARSSL_DATA, or else a
+made-up scan as dense as that of a 64-beam lidar.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import made_up_scan, milliseconds
+from measuring import (
+    Figure,
+    argument_parser,
+    data_folder,
+    made_up_scan,
+    milliseconds,
+    report,
+)
 from torch import Tensor
 
 from lidarssl.frame import Frame, FrameId, Queries
+from lidarssl.transforms.base import Transform
 from lidarssl.transforms.occupancy import FindSupports, MakeQueries, SupportSearch
 from lidarssl.transforms.points import Decimate, LimitPoints
 
@@ -38,51 +45,58 @@ def plain_pairs(queries: Queries, points: Tensor) -> tuple[Tensor, Tensor]:
     return query, point
 
 
+def scan_of(path: Path | None) -> tuple[Tensor, str]:
+    """(N, 4) points, and what they are."""
+    if path is None:
+        real = sorted(data_folder().glob("**/sequences/*/velodyne/*.bin"))
+        if not real:
+            return made_up_scan(), "made-up"
+        path = real[0]
+    return torch.from_numpy(np.fromfile(path, "<f4").reshape(-1, 4)), path.name
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--scan", type=Path, help="float32 x, y, z, intensity")
-    parser.add_argument("--out", type=Path, default=Path("runs/occupancy_queries.json"))
-    parser.add_argument("--repeats", type=int, default=15)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    scan = made_up_scan()
-    if arguments.scan is not None:
-        scan = torch.from_numpy(np.fromfile(arguments.scan, "<f4").reshape(-1, 4))
+    arguments = argument_parser(__doc__, repeats=15, threads=1)
+    arguments.add_argument("--scan", type=Path, help="float32 x, y, z, intensity")
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    scan, source = scan_of(options.scan)
     frame = Frame(FrameId("benchmark", "0", "0"), scan[:, :3].contiguous(), scan[:, 3].contiguous())
 
     def rng() -> np.random.Generator:
         return np.random.default_rng(0)
 
-    steps = {
+    steps: dict[str, Transform] = {
         "thin the scan": Decimate(0.05),
         "make queries": MakeQueries(4096),
         "limit the supports": LimitPoints(80_000),
         "find supports": FindSupports(SEARCH),
     }
-    figures: dict[str, float] = {}
+    times: dict[str, float] = {}
     for name, step in steps.items():
-        figures[name] = milliseconds(lambda f=frame, s=step: s(f, rng()), arguments.repeats)
+        times[name] = milliseconds(lambda f=frame, s=step: s(f, rng()), options.repeats)
         frame = step(frame, rng())
     queries = frame.queries
     assert queries is not None
     assert queries.query is not None
     expected = SupportSearch(choice="first").pairs(queries, frame.points, None)
+    start = time.perf_counter()
     found = plain_pairs(queries, frame.points)
+    beside = {"find supports": 1000 * (time.perf_counter() - start)}
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    total = sum(figures.values())
-    plain = milliseconds(lambda: plain_pairs(queries, frame.points), 1)
-    print(f"{len(scan)} points, {len(queries)} queries, {len(queries.query)} pairs, one core")
-    for name, value in figures.items():
-        print(f"{name:<20} {value:8.1f} ms")
-    print(f"{'together':<20} {total:8.1f} ms (target 150)")
-    ratio = plain / figures["find supports"]
-    print(f"{'all distances':<20} {plain:8.1f} ms, {ratio:.0f} x the search")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(
-        json.dumps(figures | {"together": total, "all distances": plain, "points": len(scan)})
+    figures = [
+        Figure(f"ALSO: {name}", value, "ms", beside=beside.get(name))
+        for name, value in times.items()
+    ]
+    total, limit = sum(times.values()), "finding the supports in a k-d tree"
+    figures.append(
+        Figure("ALSO: queries and supports, all steps", total, "ms", at_most=150, limit=limit)
     )
+    report(
+        "Queries and supports of ALSO, beside all distances", figures, options.json,
+        options.threads, scan=source, points=len(scan), queries=len(queries),
+        pairs=len(queries.query),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,36 +1,36 @@
 """Sparse convolution against its plain form: one autograd node per kernel offset.
 
-Usage: python benchmarks/sparse_conv.py [--threads 2] [--repeats 7] [--json FILE] [--skip-unet]
+    python benchmarks/sparse_conv.py [--skip-unet] [--json FILE] [--threads 2] [--repeats 7]
 
-Both forms run in the same process on the same kernel maps, taking turns; the table gives
-medians in milliseconds and their ratio. The cloud is the real nuScenes sweep below
-LIDARSSL_DATA (default ../shared/data) where there is one, else a made-up surface of the same
-size.
+Both forms run in one process on the same kernel maps, taking turns with each other and, for the
+whole network, with a matrix product of 2048^3 whose rate theirs are compared with. The cloud is a
+real nuScenes sweep where there is one, else a made-up surface of the same size. The network is
+MinkUNet34 with voxels and kernel maps included, at 1 sweep and at 8.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-import numpy as np
 import torch
+from measuring import Figure, argument_parser, report, taking_turns
+from minkunet34 import (
+    VOXEL_SIZE,
+    batch_of,
+    load_points,
+    network,
+    training_step,
+    useful_flops,
+)
 from torch import Tensor
 
-from lidarssl.backbones.minkunet import res16unet34c
 from lidarssl.frame import PointBatch
 from lidarssl.sparse import layers
 from lidarssl.sparse.pairs import KernelMap
 from lidarssl.sparse.tensor import SparseTensor
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-POINTS, VOXEL_SIZE = 34_688, 0.1
+SIDE = 2048
 
 
 def plain_convolve(features: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
@@ -59,108 +59,118 @@ def plain() -> Iterator[None]:
         layers.convolve = ours
 
 
-def load_points() -> tuple[Tensor, str]:
-    root = Path(os.environ.get("LIDARSSL_DATA", DATA)) / "nuscenes" / "samples" / "LIDAR_TOP"
-    for path in sorted(root.glob("*.pcd.bin")):
-        values = np.fromfile(path, np.float32).reshape(-1, 5)
-        return torch.from_numpy(values[:, :4].copy()), "real nuScenes sweep"
-    generator = torch.Generator().manual_seed(0)
-    radius = 3 * 15 ** torch.rand(POINTS, generator=generator)
-    angle = 2 * torch.pi * torch.rand(POINTS, generator=generator)
-    x, y = radius * angle.cos(), radius * angle.sin()
-    z = (0.3 * x).sin() + (0.2 * y).cos() + 0.02 * torch.randn(POINTS, generator=generator)
-    return torch.stack([x, y, z, 255 * torch.rand(POINTS, generator=generator)], 1), "made-up"
+def both(work: Callable[[], object]) -> dict[str, Callable[[], object]]:
+    def plainly() -> None:
+        with plain():
+            work()
+
+    return {"plain": plainly, "ours": work}
 
 
-def compare(function: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Median ms of both forms, run in turn, after one warm-up each."""
-    times: dict[str, list[float]] = {"plain": [], "ours": []}
-    for _ in range(repeats + 1):
-        for form, values in times.items():
-            start = time.perf_counter()
-            if form == "plain":
-                with plain():
-                    function()
-            else:
-                function()
-            values.append(1e3 * (time.perf_counter() - start))
-    medians = {form: statistics.median(values[1:]) for form, values in times.items()}
-    return {**medians, "ratio": medians["plain"] / medians["ours"]}
+def single_layers(sites: Tensor, repeats: int) -> Iterator[Figure]:
+    """Submanifold 3x3x3 layers with their kernel map at hand."""
+    for channels in (16, 32, 64, 96):
+        x = SparseTensor.of(sites, torch.randn(len(sites), channels, requires_grad=True))
+        layer = layers.SparseConv3d(channels, channels, 3)
+        check(lambda layer=layer, x=x: layer(x).features)
+
+        def forward(layer=layer, x=x) -> None:  # type: ignore[no-untyped-def]
+            with torch.no_grad():
+                layer(x)
+
+        def training(layer=layer, x=x) -> None:  # type: ignore[no-untyped-def]
+            layer.kernel.grad = x.features.grad = None
+            layer(x).features.sum().backward()
+
+        for name, work in (("forward", forward), ("forward + backward", training)):
+            ms = taking_turns(both(work), repeats)
+            label = f"{channels}->{channels} 3x3x3 {name}"
+            yield Figure(label, ms["ours"], "ms", beside=ms["plain"])
 
 
-def single_layer(sites: Tensor, channels: int, repeats: int, training: bool) -> dict[str, float]:
-    """Submanifold 3x3x3 layer with its kernel map at hand."""
-    features = torch.randn(sites.shape[0], channels, requires_grad=training)
-    x = SparseTensor.of(sites, features)
-    layer = layers.SparseConv3d(channels, channels, 3)
-
-    def run() -> None:
-        with torch.set_grad_enabled(training):
-            out = layer(x).features
-        if training:
-            layer.kernel.grad = features.grad = None
-            out.sum().backward()
-
-    return compare(run, repeats)
+def check(output: Callable[[], Tensor]) -> None:
+    """Both forms must agree."""
+    with torch.no_grad():
+        ours = output()
+        with plain():
+            torch.testing.assert_close(ours, output(), rtol=1e-3, atol=1e-4)
 
 
-def whole_network(batch: PointBatch, repeats: int, training: bool) -> dict[str, float]:
-    """MinkUNet34, voxels and kernel maps included."""
-    model = res16unet34c(64).train(training)
+def whole_network(batch: PointBatch, repeats: int) -> Iterator[Figure]:
+    """Forward, and forward with backward, of 32-bit floats."""
+    model, sweeps = network(), f"{batch.batch_size} sweep{'s' * (batch.batch_size > 1)}"
+    left, right = torch.randn(2, SIDE, SIDE)
+    flops = 3 * useful_flops(model, batch)
 
-    def run() -> None:
-        with torch.set_grad_enabled(training):
+    def forward() -> None:
+        with torch.no_grad():
+            model(batch)
+
+    forms = both(forward)
+    ms = taking_turns(forms, repeats)
+    yield Figure(f"MinkUNet34 forward, {sweeps}", ms["ours"], "ms", beside=ms["plain"])
+    ms = taking_turns(
+        {
+            **both(lambda: training_step(model, batch)),
+            "maps": lambda: model.prepare(batch),
+            "product": lambda: [left @ right for _ in range(10)],
+        },
+        repeats,
+    )
+    name = f"MinkUNet34 forward + backward, {sweeps}"
+    yield Figure(name, ms["ours"], "ms", beside=ms["plain"])
+    yield Figure(
+        f"{name}: times faster than plain", ms["plain"] / ms["ours"], "x", at_least=1.5,
+        limit="matrix products of few rows",
+    )  # fmt: skip
+    useful, best = flops / ms["ours"] / 1e6, 10 * 2 * SIDE**3 / ms["product"] / 1e6
+    yield Figure(
+        f"{name}: useful GFLOP/s beside those of a product of {SIDE}^3", useful, "GFLOP/s",
+        beside=best,
+    )  # fmt: skip
+    yield Figure(
+        f"{name}: share of that rate", 100 * useful / best, "%", at_least=55,
+        limit="matrix products of few rows",
+    )  # fmt: skip
+    yield Figure(
+        f"{name}: voxels and kernel maps", 100 * ms["maps"] / ms["ours"], "% of a step",
+        at_most=8, limit="binary searches",
+    )  # fmt: skip
+
+
+def half_precision(batch: PointBatch, repeats: int) -> Figure:
+    """A step in bfloat16, which pays on processors that multiply it."""
+    model = network()
+
+    def step(enabled: bool) -> None:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             out = model(batch).features
-        if training:
-            model.zero_grad(set_to_none=True)
-            out.square().mean().backward()
+        out.float().square().mean().backward()
 
-    return compare(run, repeats)
+    ms = taking_turns({"float": lambda: step(False), "half": lambda: step(True)}, repeats)
+    return Figure(
+        "MinkUNet34 forward + backward, 1 sweep, bf16 autocast (beside: float32)",
+        ms["half"], "ms", beside=ms["float"],
+    )  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser = argument_parser(__doc__)
     parser.add_argument("--skip-unet", action="store_true", help="single layers only")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     points, source = load_points()
-    batch = PointBatch(
-        points[:, :3], points[:, 3], torch.zeros(points.shape[0], dtype=torch.int64), 1
-    )
-    model = res16unet34c(64)
-    model.grid = type(model.grid)("slidr_cartesian", VOXEL_SIZE, model.grid.inputs)
-    start = time.perf_counter()
-    sites = model.prepare(batch).prepared.maps.levels[0].coordinates
-    prepare_ms = 1e3 * (time.perf_counter() - start)
-
-    results: dict[str, dict[str, float]] = {}
-    for channels in (16, 32, 64, 96):
-        for training in (False, True):
-            name = f"{channels}->{channels} 3x3x3 {'forward + backward' if training else 'forward'}"
-            results[name] = single_layer(sites, channels, 3 * options.repeats, training)
+    batch = batch_of(points, 1)
+    sites = network().prepare(batch).prepared.maps.levels[0].coordinates
+    figures = list(single_layers(sites, 3 * options.repeats))
     if not options.skip_unet:
-        for training in (False, True):
-            name = f"MinkUNet34 {'forward + backward' if training else 'forward'}"
-            results[name] = whole_network(batch, options.repeats, training)
-
-    print(f"{source}, {sites.shape[0]} voxels of {VOXEL_SIZE} m, {options.threads} threads")
-    print(f"{'median ms':<36}{'plain':>9}{'ours':>9}{'ratio':>7}")
-    for name, row in results.items():
-        print(f"{name:<36}{row['plain']:>9.2f}{row['ours']:>9.2f}{row['ratio']:>7.2f}")
-    print(f"voxels and all kernel maps, first call: {prepare_ms:.1f} ms")
-    summary = {
-        "cloud": source,
-        "voxels": sites.shape[0],
-        "threads": options.threads,
-        "prepare_ms": prepare_ms,
-        "results": results,
-    }
-    print(json.dumps(summary))
-    if options.json is not None:
-        options.json.write_text(json.dumps(summary, indent=1) + "\n")
+        check(lambda: network()(batch).features)
+        figures += whole_network(batch, options.repeats)
+        figures.append(half_precision(batch, options.repeats))
+        figures += whole_network(batch_of(points, 8), max(1, options.repeats // 3))
+    about = {"cloud": source, "voxels": len(sites), "voxel_size_m": VOXEL_SIZE}
+    report("Sparse convolution", figures, options.json, options.threads, **about)
 
 
 if __name__ == "__main__":
