@@ -1,8 +1,12 @@
-"""On a CUDA device every backbone, method and search computes what the CPU computes."""
+"""On a CUDA device every backbone, method and search computes what the CPU computes.
+
+Networks with sparse convolutions by both of their implementations there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,6 +21,7 @@ from lidarssl.geometry.knn import nearest_table, neighbour_table
 from lidarssl.geometry.neighbours import nearest, within_radius
 from lidarssl.methods.base import Method
 from lidarssl.methods.scalr import Scalr
+from lidarssl.sparse.backends.choice import backend
 from methods.small import batch_of, build, frames, methods
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -31,6 +36,16 @@ def full_precision() -> Iterator[None]:
     yield
     torch.backends.cudnn.allow_tf32 = allowed
     torch.set_float32_matmul_precision(before)
+
+
+SPARSE = pytest.mark.parametrize("sparse", ["torch", "triton"])
+
+
+@contextmanager
+def on(device: str, sparse: str) -> Iterator[None]:
+    """Inside, sparse convolutions run by ``sparse`` on the GPU, always by torch on the CPU."""
+    with backend(sparse if device == "cuda" else "torch"):
+        yield
 
 
 def close(found: Tensor, expected: Tensor, relative: float, floor: float = 0.0) -> bool:
@@ -61,12 +76,14 @@ def made(cls: type[Backbone]) -> Backbone:
 @pytest.mark.parametrize("cls", backbones(), ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize("ahead", [True, False], ids=["prepared", "on the device"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_backbone(cls: type[Backbone], ahead: bool, dtype: torch.dtype) -> None:
+@SPARSE
+def test_backbone(cls: type[Backbone], ahead: bool, dtype: torch.dtype, sparse: str) -> None:
     points, outputs, models = cloud(0), [], []
     for device in ("cpu", "cuda"):
         model = made(cls).to(device, dtype).eval()
         given = (model.prepare(points) if ahead else points).to(device)
-        output = model(given)
+        with on(device, sparse):
+            output = model(given)
         (output.features * torch.linspace(-1, 1, output.features.shape[1]).to(output.features)).sum(
             1
         ).square().mean().backward()
@@ -83,13 +100,15 @@ def test_backbone(cls: type[Backbone], ahead: bool, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("cls", methods(), ids=lambda cls: cls.__name__)
-def test_training_step(cls: type[Method]) -> None:
+@SPARSE
+def test_training_step(cls: type[Method], sparse: str) -> None:
     steps = []
     for device in ("cpu", "cuda"):
         method = build(cls)
         batch = batch_of(method, frames(method))
         method.to(device)
-        output = method.training_step(batch.to(device), torch.Generator().manual_seed(0))
+        with on(device, sparse):
+            output = method.training_step(batch.to(device), torch.Generator().manual_seed(0))
         output.loss.backward()
         steps.append((method, output))
     (expected, wanted), (found, output) = steps

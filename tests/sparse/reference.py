@@ -9,6 +9,9 @@ from torch import Tensor
 from lidarssl.sparse.kernel import Convention, Triple, axis_offsets
 from lidarssl.sparse.layers import SparseConv3d
 from lidarssl.sparse.layouts import cells_from_kernel, dense_from_cells
+from lidarssl.sparse.tensor import SparseTensor
+
+CONVENTIONS = ("minkowski", "torchsparse")
 
 
 def random_sites(generator: torch.Generator, count: int, extent: int, batch: int = 2) -> Tensor:
@@ -17,6 +20,14 @@ def random_sites(generator: torch.Generator, count: int, extent: int, batch: int
     frame = torch.randint(0, batch, (count, 1), generator=generator)
     sites = torch.unique(torch.cat([frame, xyz], 1), dim=0)
     return sites[torch.randperm(sites.shape[0], generator=generator)]
+
+
+def random_input(seed: int, channels: int, count: int = 60, extent: int = 4) -> SparseTensor:
+    """Float64 features that want a gradient, on random sites."""
+    generator = torch.Generator().manual_seed(seed)
+    sites = random_sites(generator, count, extent)
+    features = torch.randn(sites.shape[0], channels, generator=generator, dtype=torch.float64)
+    return SparseTensor.of(sites, features.requires_grad_())
 
 
 def densify(sites: Tensor, features: Tensor, low: Tensor, size: list[int]) -> Tensor:

@@ -2,92 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from lidarssl.sparse.layers import BatchNorm, ReLU, SparseConv3d, cat, frozen_statistics, relu
+from lidarssl.sparse.layers import BatchNorm, ReLU, SparseConv3d, cat, frozen_statistics
 from lidarssl.sparse.tensor import SparseTensor
-from sparse.reference import dense_convolution, random_sites
-
-CONVENTIONS = ("minkowski", "torchsparse")
-sizes = st.one_of(st.integers(1, 5), st.tuples(*[st.integers(1, 4)] * 3))
-steps = st.one_of(st.integers(1, 3), st.tuples(*[st.integers(1, 2)] * 3))
-
-
-def random_input(seed: int, channels: int, count: int = 60, extent: int = 4) -> SparseTensor:
-    generator = torch.Generator().manual_seed(seed)
-    sites = random_sites(generator, count, extent)
-    features = torch.randn(sites.shape[0], channels, generator=generator, dtype=torch.float64)
-    return SparseTensor.of(sites, features.requires_grad_())
-
-
-def gradients(output: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    weight = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
-    return torch.autograd.grad((output * weight).sum(), inputs)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 10_000),
-    size=sizes,
-    stride=steps,
-    dilation=st.integers(1, 3),
-    convention=st.sampled_from(CONVENTIONS),
-    bias=st.booleans(),
-)
-def test_equals_dense_convolution(seed, size, stride, dilation, convention, bias):
-    x = random_input(seed, 3)
-    layer = SparseConv3d(3, 2, size, stride, dilation, bias=bias, convention=convention).double()
-    y = layer(x)
-    expected = dense_convolution(layer, x.coordinates, x.features, y.coordinates)
-    if layer.bias is not None:
-        expected = expected + layer.bias
-    assert torch.allclose(y.features, expected, rtol=0, atol=1e-12)
-    for actual, reference in zip(
-        gradients(y.features, x.features, layer.kernel),
-        gradients(expected, x.features, layer.kernel),
-        strict=True,
-    ):
-        assert torch.allclose(actual, reference, rtol=0, atol=1e-11)
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    seed=st.integers(0, 10_000),
-    size=sizes,
-    stride=steps,
-    dilation=st.integers(1, 2),
-    convention=st.sampled_from(CONVENTIONS),
-)
-def test_transposed_is_the_adjoint(seed, size, stride, dilation, convention):
-    x = random_input(seed, 3)
-    down = SparseConv3d(3, 2, size, stride, dilation, convention=convention).double()
-    up = SparseConv3d(2, 3, size, stride, dilation, True, convention=convention).double()
-    kernel = down.kernel.detach()
-    up.kernel.data.copy_(kernel.transpose(-1, -2))
-    y = down(x)
-    z = up(y)
-    assert z.level == x.level
-    other = torch.randn_like(x.features)
-    # <up(y), other> = <y, down(other)>
-    left = (z.features * other).sum()
-    right = (y.features * down(x.with_features(other)).features).sum()
-    assert torch.allclose(left, right, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("convention", CONVENTIONS)
-@pytest.mark.parametrize(("size", "stride"), [(3, 1), (2, 2), (3, 2), (2, 1), ((1, 3, 3), 1)])
-def test_gradients_by_differences(size, stride, convention):
-    x = random_input(3, 2, count=12, extent=2)
-    down = SparseConv3d(2, 2, size, stride, bias=True, convention=convention).double()
-    up = SparseConv3d(2, 1, size, stride, transposed=True, convention=convention).double()
-
-    def run(features, first, second):
-        with torch.nn.utils.parametrize.cached():
-            y = torch.func.functional_call(down, {"kernel": first}, (x.with_features(features),))
-            return torch.func.functional_call(up, {"kernel": second}, (y,)).features
-
-    assert torch.autograd.gradcheck(run, (x.features, down.kernel, up.kernel))
+from sparse.reference import CONVENTIONS, random_input, random_sites
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
@@ -129,16 +47,6 @@ def test_far_sites(scale):
     expected = up(conv(down(SparseTensor.of(near, features))))
     actual = up(conv(down(SparseTensor.of(far, features))))
     assert torch.allclose(actual.features, expected.features, atol=1e-12)
-
-
-def test_nothing_in_nothing_out():
-    sites, features = torch.empty(0, 4, dtype=torch.int64), torch.empty(0, 3, requires_grad=True)
-    x = SparseTensor.of(sites, features)
-    down, up = SparseConv3d(3, 4, 2, 2), SparseConv3d(4, 3, 2, 2, transposed=True)
-    y = up(relu(SparseConv3d(4, 4, 3)(down(x))))
-    assert y.features.shape == (0, 3)
-    y.features.sum().backward()
-    assert torch.equal(down.kernel.grad, torch.zeros_like(down.kernel))
 
 
 def test_shapes_of_parameters_follow_the_library():

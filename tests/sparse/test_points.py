@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lidarssl.errors import DataError
-from lidarssl.frame import map_tensors
 from lidarssl.sparse.layers import SparseConv3d
 from lidarssl.sparse.levels import Level
 from lidarssl.sparse.maps import KernelMaps
@@ -195,14 +194,10 @@ def test_voxels_as_points():
     assert PointVoxelMaps.around(fine.maps) is fine.maps
 
 
-def test_packed_maps_are_the_same():
+def test_maps_survive_a_pickle():
     fine, voxels = coarse()
     expected = blend(voxels.features, fine.maps.between(voxels.level)[0])
-    packed = fine.maps.packed()
-    storages: set[int] = set()
-    map_tensors(packed, lambda tensor: storages.add(tensor.untyped_storage().data_ptr()))
-    assert len(storages) == 2  # one of int64, one of float32
-    sent = pickle.loads(pickle.dumps(packed))
+    sent = pickle.loads(pickle.dumps(fine.maps))
     assert isinstance(sent, PointVoxelMaps)
     assert torch.equal(blend(voxels.features, sent.blends[voxels.level][0]), expected)
     assert torch.equal(sent.levels[0].coordinates, fine.coordinates)

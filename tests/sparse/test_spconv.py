@@ -152,7 +152,7 @@ def test_borders_survive_pickling():
     x = grid_input(7, (5, 6, 7))
     layer = SpconvConv3d(3, 2, 3, 2, 1).double()
     expected = layer(x)
-    maps = pickle.loads(pickle.dumps(x.maps.packed()))
+    maps = pickle.loads(pickle.dumps(x.maps))
     actual = layer(SparseTensor(x.features, maps))
     assert torch.equal(actual.features, expected.features)
     assert actual.shape == expected.shape

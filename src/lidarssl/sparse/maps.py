@@ -9,11 +9,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from lidarssl.errors import DataError
-from lidarssl.frame import map_tensors
 from lidarssl.geometry.keys import Box, site_keys
 from lidarssl.sparse.kernel import Convention, Triple, axis_offsets, row_major, strided_shape
 from lidarssl.sparse.levels import Level, cells_of, check_inside, multiples, product
@@ -165,13 +163,6 @@ class KernelMaps:
                 made = find_pairs(read, written, offsets, weight_cell, run, same=fine == coarse)
             self.maps[key] = made
         return self.maps[key]
-
-    def packed(self) -> KernelMaps:
-        """The same with all tensors in one storage: one file descriptor between processes."""
-        tensors: list[Tensor] = []
-        map_tensors(self, lambda tensor: tensors.append(tensor.reshape(-1)))
-        views = iter(torch.cat(tensors).split([tensor.shape[0] for tensor in tensors]))
-        return map_tensors(self, lambda tensor: next(views).view(tensor.shape))
 
 
 def _grid_offsets(

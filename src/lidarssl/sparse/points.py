@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lidarssl.errors import DataError
-from lidarssl.frame import map_tensors
 from lidarssl.sparse.kernel import Convention, Triple
 from lidarssl.sparse.levels import Level
 from lidarssl.sparse.maps import KernelMaps
@@ -154,16 +153,6 @@ class PointVoxelMaps(KernelMaps):
                 point_to_voxel(voxels, points, batch),
             )
         return self.blends[level]
-
-    def packed(self) -> PointVoxelMaps:
-        """The same with all tensors of a type in one storage."""
-        tensors: dict[torch.dtype, list[Tensor]] = {}
-        map_tensors(self, lambda item: tensors.setdefault(item.dtype, []).append(item.reshape(-1)))
-        views = {
-            dtype: iter(torch.cat(items).split([item.shape[0] for item in items]))
-            for dtype, items in tensors.items()
-        }
-        return map_tensors(self, lambda item: next(views[item.dtype]).view(item.shape))
 
 
 class _Blend(torch.autograd.Function):
