@@ -114,7 +114,13 @@ def markdown(runs: Iterable[Run]) -> str:
     """The machine, every target, every other figure."""
     done = [one for one in runs if one.found is not None]
     failed = [one for one in runs if one.found is None]
-    rows = [row(one, figure) for one in done for figure in one.found["figures"]]  # type: ignore[index]
+    # Indented ones are stages of the figure above them: for the page of their script.
+    rows = [
+        row(one, figure)
+        for one in done
+        for figure in one.found["figures"]  # type: ignore[index]
+        if not figure["name"].startswith(" ")
+    ]
     head = ("figure", "measured", "beside", "target", "reached", "what limits it", "command")
     gpu = [
         (name, "not yet run on a GPU", "", target, "", "", "`bash benchmarks/gpu.sh`")

@@ -20,7 +20,7 @@ from lidarssl.backbones.base import Backbone
 from lidarssl.backbones.voxelize import PointInputs, VoxelBatch, VoxelGrid, voxelize_batch
 from lidarssl.errors import ConfigError
 from lidarssl.frame import PointBatch, PointFeatures
-from lidarssl.sparse.layers import BatchNorm, SparseConv3d, cat, frozen_statistics, relu
+from lidarssl.sparse.layers import BatchNorm, SparseConv3d, cat, frozen_statistics, relu_
 from lidarssl.sparse.maps import KernelMaps
 from lidarssl.sparse.tensor import SparseTensor
 
@@ -55,9 +55,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        main = relu(self.norm1(self.conv1(x)))
+        main = relu_(self.norm1(self.conv1(x)))
         main = self.norm2(self.conv2(main))
-        return relu(main.with_features(main.features + shortcut.features))
+        return relu_(main.with_features(main.features + shortcut.features))
 
 
 class MinkUNet(Backbone):
@@ -231,14 +231,14 @@ class MinkUNet(Backbone):
 
     def _apply_stem(self, x: SparseTensor) -> SparseTensor:
         for conv, norm in self._stem:
-            x = relu(self._layer(norm)(self._layer(conv)(x)))
+            x = relu_(self._layer(norm)(self._layer(conv)(x)))
         return x
 
     def _apply_stage(
         self, x: SparseTensor, stage: _Stage, skip: SparseTensor | None = None
     ) -> SparseTensor:
         conv, norm, blocks = stage
-        x = relu(self._layer(norm)(self._layer(conv)(x)))
+        x = relu_(self._layer(norm)(self._layer(conv)(x)))
         return self._layer(blocks)(x if skip is None else cat(x, skip))
 
     def _add_encoder(self, level: int, width: int, channels: int, count: int) -> _Stage:

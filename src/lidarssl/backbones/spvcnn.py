@@ -17,7 +17,7 @@ from lidarssl.backbones.minkunet import MinkUNet
 from lidarssl.backbones.voxelize import PointInputs, VoxelBatch
 from lidarssl.errors import ConfigError
 from lidarssl.frame import PointBatch
-from lidarssl.sparse.layers import BatchNorm, relu
+from lidarssl.sparse.layers import BatchNorm, relu_
 from lidarssl.sparse.maps import KernelMaps
 from lidarssl.sparse.points import PointVoxelMaps, blend
 from lidarssl.sparse.tensor import SparseTensor
@@ -144,7 +144,7 @@ class Spvcnn(MinkUNet):
 
     def _transform(self, number: int, points: SparseTensor) -> SparseTensor:
         linear, norm = self._layer("point_transforms")[number]
-        return relu(norm(points.with_features(linear(points.features))))
+        return relu_(norm(points.with_features(linear(points.features))))
 
 
 def _check(channels: tuple[int, ...], levels: int, dropout: float) -> None:

@@ -152,6 +152,11 @@ def relu(x: SparseTensor) -> SparseTensor:
     return x.with_features(F.relu(x.features))
 
 
+def relu_(x: SparseTensor) -> SparseTensor:
+    """In place: of features that nothing else reads, such as a norm or a sum has just made."""
+    return x.with_features(F.relu_(x.features))
+
+
 def cat(first: SparseTensor, second: SparseTensor) -> SparseTensor:
     """Concatenate channels of two tensors on the same level.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lidarssl.sparse.kernel import Convention, triple, volume
-from lidarssl.sparse.layers import convolution, relu
+from lidarssl.sparse.layers import convolution, relu_
 from lidarssl.sparse.maps import KernelMaps
 from lidarssl.sparse.norms import RowNorm
 from lidarssl.sparse.pairs import KernelMap
@@ -118,7 +118,7 @@ class ConvUnit(nn.Sequential):
     def forward(self, x: SparseTensor) -> SparseTensor:
         conv, norm = self
         x = conv(x)
-        return relu(x.with_features(norm(x.features)))
+        return relu_(x.with_features(norm(x.features)))
 
 
 class ResidualUnit(nn.Module):
@@ -140,9 +140,9 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         main = self.conv1(x)
-        main = relu(main.with_features(self.bn1(main.features)))
+        main = relu_(main.with_features(self.bn1(main.features)))
         main = self.conv2(main)
-        return relu(main.with_features(self.bn2(main.features) + x.features))
+        return relu_(main.with_features(self.bn2(main.features) + x.features))
 
 
 def dense_map(x: SparseTensor, batch_size: int) -> Tensor:

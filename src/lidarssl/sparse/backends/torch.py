@@ -1,21 +1,27 @@
 """Sparse convolution in plain PyTorch: one autograd node per convolution.
 
-Per weight, the rows it reads are gathered and multiplied into one buffer of pair products;
-one segmented sum then adds the products of each output row. The sum has a fixed order, so
-results are deterministic on every device. The backward gathers each gradient once for the two
-products that read it.
+The rows that the pairs read are gathered at once and multiplied, weight after weight, into one
+buffer of products; one segmented sum then adds the products of each output row. The sum has a
+fixed order, so results are deterministic on every device. The backward gathers each gradient once
+for the two products that read it.
+
+A CPU works on a few thousand output rows at a time, whatever the batch: buffers stay near its
+caches, and are memory that was used before instead of pages that are new each time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lidarssl.sparse.pairs import KernelMap
+from lidarssl.sparse.pairs import KernelMap, Rows
+
+_ROWS = 2**15
+_NAME = "torch"
 
 
 def convolve(features: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
@@ -28,10 +34,10 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
         ctx.save_for_backward(features, kernel)
         ctx.kernel_map = kernel_map
-        products = features.new_empty(kernel_map.in_row.shape[0], kernel.shape[2])
-        for weight, reads, _, product in _groups(kernel_map, products):
-            torch.mm(features.index_select(0, reads), kernel[weight], out=product)
-        output = kernel_map.by_out.sum(products)
+        output = features.new_empty(kernel_map.rows_out, kernel.shape[2])
+        for block in blocks(kernel_map, _ROWS):
+            rows = features.index_select(0, block.read)
+            output[block.place] = block.sums.sum(_products(rows, kernel, block.counts))
         if kernel_map.identity is not None:
             output.addmm_(features, kernel[kernel_map.identity])
         return output
@@ -41,49 +47,94 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         features, kernel = ctx.saved_tensors
         for_features, for_kernel, _ = ctx.needs_input_grad
-        return *_gradients(
-            grad.contiguous(), features, kernel, ctx.kernel_map, for_features, for_kernel
-        ), None
+        back, identity = kernel.transpose(1, 2), ctx.kernel_map.identity
+        grad_features = torch.empty_like(features) if for_features else None
+        grad_kernel = torch.zeros_like(kernel) if for_kernel else None
+        for block in blocks(ctx.kernel_map.transposed(), _ROWS):
+            rows = grad.index_select(0, block.read)
+            if grad_features is not None:
+                products = _products(rows, back, block.counts)
+                grad_features[block.place] = block.sums.sum(products)
+            if grad_kernel is not None:
+                read = features.index_select(0, block.written)
+                _add_gradient(grad_kernel, read, rows, block.counts)
+        if identity is not None:
+            if grad_features is not None:
+                grad_features.addmm_(grad, back[identity])
+            if grad_kernel is not None:
+                torch.mm(features.t(), grad, out=grad_kernel[identity])
+        return grad_features, grad_kernel, None
 
 
-def _gradients(
-    grad: Tensor,
-    features: Tensor,
-    kernel: Tensor,
-    kernel_map: KernelMap,
-    for_features: bool,
-    for_kernel: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Those of features and kernel, or None where not asked for."""
-    back = kernel.transpose(1, 2)
-    products = grad.new_empty(kernel_map.in_row.shape[0], features.shape[1] * for_features)
-    grad_kernel = torch.zeros_like(kernel) if for_kernel else None
-    for weight, reads, writes, product in _groups(kernel_map, products):
-        rows = grad.index_select(0, writes)
-        if for_features:
-            torch.mm(rows, back[weight], out=product)
-        if grad_kernel is not None:
-            torch.mm(features.index_select(0, reads).t(), rows, out=grad_kernel[weight])
-    grad_features = kernel_map.by_in.sum(products) if for_features else None
-    identity = kernel_map.identity
-    if identity is not None:
-        if grad_features is not None:
-            grad_features.addmm_(grad, back[identity])
-        if grad_kernel is not None:
-            torch.mm(features.t(), grad, out=grad_kernel[identity])
-    return grad_features, grad_kernel
+@dataclass
+class Block:
+    """Some successive output rows, and the pairs that write them.
+
+    Attributes:
+        place: the rows.
+        read, written: (P,) int64 rows of the pairs, weight after weight.
+        counts: pairs of each weight.
+        sums: the pairs of each of the rows.
+    """
+
+    place: slice
+    read: Tensor
+    written: Tensor
+    counts: tuple[int, ...]
+    sums: Rows
 
 
-def _groups(
-    kernel_map: KernelMap, products: Tensor
-) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """Every weight that has pairs, with their rows in, rows out and (P_k, C) products."""
-    counts = kernel_map.counts
-    parts = zip(
-        range(len(counts)),
-        kernel_map.in_row.split(counts),
-        kernel_map.out_row.split(counts),
-        products.split(counts),
-        strict=True,
-    )
-    return (part for part in parts if counts[part[0]])
+def blocks(kernel_map: KernelMap, size: int) -> list[Block]:
+    """All output rows of a map, ``size`` at a time on a CPU; made when first asked for."""
+    key = (f"{_NAME} {size}", kernel_map.is_transposed)
+    if key not in kernel_map.plans:
+        whole = kernel_map.rows_out <= size or kernel_map.in_row.device.type != "cpu"
+        kernel_map.plans[key] = [_whole(kernel_map)] if whole else _split(kernel_map, size)
+    found: list[Block] = kernel_map.plans[key]
+    return found
+
+
+def _whole(kernel_map: KernelMap) -> Block:
+    pairs = (kernel_map.in_row, kernel_map.out_row, kernel_map.counts, kernel_map.by_out)
+    return Block(slice(0, kernel_map.rows_out), *pairs)
+
+
+def _split(kernel_map: KernelMap, size: int) -> list[Block]:
+    weights, number = len(kernel_map.counts), -(-kernel_map.rows_out // size)
+    block = kernel_map.out_row // size
+    order = block.argsort(stable=True)  # within a block, weight after weight as before
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    weight = torch.arange(weights).repeat_interleave(torch.tensor(kernel_map.counts))
+    counts = (block * weights + weight).bincount(minlength=number * weights).view(number, weights)
+    lengths = counts.sum(1).tolist()
+    read = kernel_map.in_row[order].split(lengths)
+    written = kernel_map.out_row[order].split(lengths)
+    # Rows follow each other, so the pairs of a block's rows do, too.
+    pairs, start = place[kernel_map.by_out.pairs].split(lengths), kernel_map.by_out.start
+    found, before = [], 0
+    for index, length in enumerate(lengths):
+        rows = slice(index * size, min((index + 1) * size, kernel_map.rows_out))
+        sums = Rows(pairs[index] - before, start[rows.start : rows.stop + 1] - before)
+        own = tuple(counts[index].tolist())
+        found.append(Block(rows, read[index], written[index], own, sums))
+        before += length
+    return found
+
+
+def _products(rows: Tensor, kernel: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """(P, C) rows, those of every weight times its matrix, (P, D)."""
+    products = rows.new_empty(rows.shape[0], kernel.shape[2])
+    parts = zip(rows.split(counts), kernel.unbind(0), products.split(counts), strict=True)
+    for row, weight, product in parts:
+        if len(row):
+            torch.mm(row, weight, out=product)
+    return products
+
+
+def _add_gradient(total: Tensor, features: Tensor, grads: Tensor, counts: tuple[int, ...]) -> None:
+    """Add to (K, C, D) the products of the (P, C) features and (P, D) gradients of the pairs."""
+    parts = zip(features.split(counts), grads.split(counts), total.unbind(0), strict=True)
+    for feature, grad, weight in parts:
+        if len(feature):
+            weight.addmm_(feature.t(), grad)
