@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from lidarssl.sparse.pairs import KernelMap, Rows
 
-_ROWS = 2**15
+_ROWS = 2**13
 _NAME = "torch"
 
 
@@ -34,10 +34,11 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
         ctx.save_for_backward(features, kernel)
         ctx.kernel_map = kernel_map
-        output = features.new_empty(kernel_map.rows_out, kernel.shape[2])
+        parts = []
         for block in blocks(kernel_map, _ROWS):
             rows = features.index_select(0, block.read)
-            output[block.place] = block.sums.sum(_products(rows, kernel, block.counts))
+            parts.append(block.sums.sum(_products(rows, kernel, block.counts)))
+        output = _joined(parts)
         if kernel_map.identity is not None:
             output.addmm_(features, kernel[kernel_map.identity])
         return output
@@ -48,16 +49,15 @@ class _Convolution(torch.autograd.Function):
         features, kernel = ctx.saved_tensors
         for_features, for_kernel, _ = ctx.needs_input_grad
         back, identity = kernel.transpose(1, 2), ctx.kernel_map.identity
-        grad_features = torch.empty_like(features) if for_features else None
-        grad_kernel = torch.zeros_like(kernel) if for_kernel else None
+        parts, grad_kernel = [], torch.zeros_like(kernel) if for_kernel else None
         for block in blocks(ctx.kernel_map.transposed(), _ROWS):
             rows = grad.index_select(0, block.read)
-            if grad_features is not None:
-                products = _products(rows, back, block.counts)
-                grad_features[block.place] = block.sums.sum(products)
+            if for_features:
+                parts.append(block.sums.sum(_products(rows, back, block.counts)))
             if grad_kernel is not None:
                 read = features.index_select(0, block.written)
                 _add_gradient(grad_kernel, read, rows, block.counts)
+        grad_features = _joined(parts) if for_features else None
         if identity is not None:
             if grad_features is not None:
                 grad_features.addmm_(grad, back[identity])
@@ -120,6 +120,10 @@ def _split(kernel_map: KernelMap, size: int) -> list[Block]:
         found.append(Block(rows, read[index], written[index], own, sums))
         before += length
     return found
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _products(rows: Tensor, kernel: Tensor, counts: tuple[int, ...]) -> Tensor:
