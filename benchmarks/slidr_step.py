@@ -92,7 +92,9 @@ class PlainSlidr(Slidr):
 def sparse_means(rows: Tensor, segment: Tensor, number: int) -> Tensor:
     """By a sparse matrix of (segments, rows)."""
     at = torch.stack([segment, torch.arange(len(rows))])
-    one_hot = torch.sparse_coo_tensor(at, torch.ones(len(rows)), (number, len(rows)))
+    one_hot = torch.sparse_coo_tensor(
+        at, torch.ones(len(rows)), (number, len(rows)), check_invariants=False
+    )
     return one_hot @ rows / (torch.sparse.sum(one_hot, 1).to_dense()[:, None] + 1e-6)
 
 
