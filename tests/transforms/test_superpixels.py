@@ -77,7 +77,7 @@ def test_stored_superpixels(tmp_path: Path) -> None:
         np.zeros((HEIGHT, WIDTH), np.uint8),
     ]
     for camera, array in zip(frame.cameras, arrays, strict=True):
-        write(superpixel_path(tmp_path, camera), array)
+        write(superpixel_path(tmp_path, camera, "png"), array)
     found = apply_purely(Superpixels(folder=tmp_path), frame)
     for camera, array in zip(found.cameras, arrays, strict=True):
         assert camera.superpixels.dtype == torch.int64

@@ -51,8 +51,8 @@ def superpixel_path(folder: Path, camera: Camera, form: FileFormat | None = None
         raise DataError(f"camera token {camera.token!r} is no file name", field="token")
     if form is not None:
         return folder / f"{camera.token}{SUFFIXES[form]}"
-    runs = superpixel_path(folder, camera, "runs")
-    return runs if runs.is_file() else superpixel_path(folder, camera, "png")
+    runs, png = (superpixel_path(folder, camera, one) for one in ("runs", "png"))
+    return png if png.is_file() and not runs.is_file() else runs
 
 
 @dataclass(frozen=True)

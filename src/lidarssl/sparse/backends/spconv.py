@@ -73,7 +73,8 @@ def _check_cpu(features: Tensor, kernel: Tensor) -> None:
         raise ConfigError(
             "spconv on a CPU computes a forward pass on one thread, nothing else",
             field="LIDARSSL_SPARSE",
-            remedy="use torch, or torch.no_grad() and torch.set_num_threads(1)",
+            remedy="leave it unset or set it to torch; in code, torch.no_grad() and "
+            "torch.set_num_threads(1) make it work",
         )
 
 

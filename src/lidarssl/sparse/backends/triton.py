@@ -57,9 +57,9 @@ def convolve(features: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
     if not features.is_cuda and not interpreted():
         raise ConfigError(
             f"the triton backend of sparse convolution cannot run on {features.device.type}",
-            field="sparse backend",
-            remedy="move the model and its input to a GPU, use the backend torch, or set "
-            "TRITON_INTERPRET=1 to run the kernels slowly in Python",
+            field="LIDARSSL_SPARSE",
+            remedy="leave it unset or set it to torch, or move the model and its input to a GPU; "
+            "TRITON_INTERPRET=1 runs the kernels on a CPU, slowly, for tests",
         )
     return _Convolution.apply(features, kernel, kernel_map)
 
