@@ -1,4 +1,4 @@
-"""Convolution of a few thousand rows at a time, against all rows at once."""
+"""Convolution of some rows at a time, against all rows at once."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ buffer of products; one segmented sum then adds the products of each output row.
 fixed order, so results are deterministic on every device. The backward gathers each gradient once
 for the two products that read it.
 
-A CPU works on a few thousand output rows at a time, whatever the batch: buffers stay near its
+A CPU works on some ten thousand output rows at a time, whatever the batch: buffers stay near its
 caches, and are memory that was used before instead of pages that are new each time.
 """
 
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from lidarssl.sparse.pairs import KernelMap, Rows
 
-_ROWS = 2**13
+_ROWS = 2**15
 _NAME = "torch"
 
 
