@@ -88,6 +88,11 @@ def work(model: MinkUNet, batch: PointBatch) -> list[Work]:
     return found
 
 
+def useful_flops(model: MinkUNet, batch: PointBatch) -> int:
+    """Multiplications and additions of the pairs of a forward; a training step has three times."""
+    return sum(one.flop for one in work(model, batch))
+
+
 def dense_flop(forward: Callable[[], object]) -> float:
     """Of convolutions and matrix products, in units of 1e9."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():

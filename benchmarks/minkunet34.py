@@ -11,8 +11,6 @@ from torch import Tensor
 
 from lidarssl.backbones.minkunet import MinkUNet, res16unet34c
 from lidarssl.frame import PointBatch
-from lidarssl.sparse import layers
-from lidarssl.sparse.pairs import KernelMap
 
 POINTS, VOXEL_SIZE = 34_688, 0.1
 
@@ -54,26 +52,3 @@ def network() -> MinkUNet:
 def training_step(model: MinkUNet, batch: PointBatch) -> None:
     model.zero_grad(set_to_none=True)
     model(batch).features.float().square().mean().backward()
-
-
-def useful_flops(model: MinkUNet, batch: PointBatch) -> int:
-    """Multiplications and additions of the pairs of a forward pass; a training step has three."""
-    flops = 0
-    convolution = layers.convolution
-
-    def counting(x, kernel, bias, connect):  # type: ignore[no-untyped-def]
-        nonlocal flops
-        pairs = len(x.features)
-        if connect is not None:
-            kernel_map: KernelMap = connect(x.maps, x.level)[1]
-            pairs = sum(kernel_map.pairs_per_weight())
-        flops += 2 * pairs * kernel.shape[-2] * kernel.shape[-1]
-        return convolution(x, kernel, bias, connect)
-
-    layers.convolution = counting
-    try:
-        with torch.no_grad():
-            model(batch)
-    finally:
-        layers.convolution = convolution
-    return flops

@@ -134,7 +134,7 @@ def markdown(runs: Iterable[Run]) -> str:
     others = [(*cells[:3], *cells[5:]) for cells in rows if not cells[3]]
     lines = [machine(done), "", *lined([head, *targets, *gpu, *broken])]
     if others:
-        lines += ["", "Figures without a target, of the same run:", ""]
+        lines += ["", "Figures without a target:", ""]
         lines += lined([(*head[:3], *head[5:]), *others])
     return "\n".join(lines) + "\n"
 

@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
+from counts import useful_flops
 from measuring import (
     Figure,
     alone,
@@ -34,7 +35,6 @@ from measuring import (
     roofline,
     taking_turns,
 )
-from minkunet34 import useful_flops
 from sparse_conv import plain
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode

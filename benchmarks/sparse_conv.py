@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from counts import useful_flops
 from measuring import Figure, argument_parser, report, taking_turns
 from minkunet34 import (
     VOXEL_SIZE,
@@ -21,7 +22,6 @@ from minkunet34 import (
     load_points,
     network,
     training_step,
-    useful_flops,
 )
 from torch import Tensor
 

@@ -15,6 +15,7 @@ import torch
 
 from conftest import REPOSITORY
 from lidarssl.backbones.minkunet import MinkUNet
+from lidarssl.sparse import layers
 from lidarssl.sparse.tensor import SparseTensor
 
 FOLDER = REPOSITORY / "benchmarks"
@@ -185,13 +186,27 @@ def test_deviation_from_a_line(script):
     assert 0.1 < scaling.deviation(costs({1: 3, 2: 5, 4: 9, 8: 17, 16: 50})) < 0.5
 
 
-def test_counts_agree_with_the_products_of_a_forward(script):
+def test_counts_agree_with_the_products_of_a_forward(script, monkeypatch):
     minkunet34 = script("minkunet34")
     points = 5 * torch.rand(300, 4, generator=torch.Generator().manual_seed(0))
     model, batch = minkunet34.network(), minkunet34.batch_of(points, 2)
-    levels = script("counts").work(model, batch)
+    counts = script("counts")
+    levels, flop, convolution = counts.work(model, batch), [], layers.convolution
+
+    def counting(x, kernel, bias, connect):
+        pairs = len(x.features)
+        if connect is not None:
+            _, listed = connect(x.maps, x.level)
+            pairs = len(listed.in_row) + pairs * (listed.identity is not None)
+        flop.append(2 * pairs * kernel.shape[-2] * kernel.shape[-1])
+        return convolution(x, kernel, bias, connect)
+
+    monkeypatch.setattr(layers, "convolution", counting)
+    with torch.no_grad():
+        model(batch)
+    monkeypatch.undo()
     assert len(levels) == 5
-    assert sum(one.flop for one in levels) == minkunet34.useful_flops(model, batch)
+    assert counts.useful_flops(model, batch) == sum(flop)
     kernels = sum(p.numel() for n, p in model.named_parameters() if n.endswith("kernel"))
     assert sum(one.weights for one in levels) == 4 * kernels
 

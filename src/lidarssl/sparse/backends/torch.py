@@ -71,13 +71,11 @@ class Block:
     """Some successive output rows, and the pairs that write them.
 
     Attributes:
-        place: the rows.
         read, written: (P,) int64 rows of the pairs, weight after weight.
         counts: pairs of each weight.
         sums: the pairs of each of the rows.
     """
 
-    place: slice
     read: Tensor
     written: Tensor
     counts: tuple[int, ...]
@@ -96,7 +94,7 @@ def blocks(kernel_map: KernelMap, size: int) -> list[Block]:
 
 def _whole(kernel_map: KernelMap) -> Block:
     pairs = (kernel_map.in_row, kernel_map.out_row, kernel_map.counts, kernel_map.by_out)
-    return Block(slice(0, kernel_map.rows_out), *pairs)
+    return Block(*pairs)
 
 
 def _split(kernel_map: KernelMap, size: int) -> list[Block]:
@@ -117,7 +115,7 @@ def _split(kernel_map: KernelMap, size: int) -> list[Block]:
         rows = slice(index * size, min((index + 1) * size, kernel_map.rows_out))
         sums = Rows(pairs[index] - before, start[rows.start : rows.stop + 1] - before)
         own = tuple(counts[index].tolist())
-        found.append(Block(rows, read[index], written[index], own, sums))
+        found.append(Block(read[index], written[index], own, sums))
         before += length
     return found
 
