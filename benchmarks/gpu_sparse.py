@@ -35,6 +35,7 @@ from lidarssl.frame import PointBatch
 from lidarssl.sparse.backends.choice import backend
 from lidarssl.sparse.layers import SparseConv3d
 from lidarssl.sparse.tensor import SparseTensor
+from lidarssl.wording import counted
 
 SPCONV = "spconv"
 WIDTHS = (64, 96, 128, 32, 256)
@@ -194,9 +195,9 @@ def networks(
     """Forward and backward by every precision and engine; the first of ours against spconv."""
     voxels = model.prepare(batch).prepared
     sites, values = shifted(voxels.maps.levels[0].coordinates), voxels.features
-    plural = "sweep" if batch.batch_size == 1 else "sweeps"
+    sweeps = counted(batch.batch_size, "sweep")
     for precision in precisions:
-        title = f"MinkUNet34 forward + backward, {precision}, {batch.batch_size} {plural}"
+        title = f"MinkUNet34 forward + backward, {precision}, {sweeps}"
         found: dict[str, Cost] = {}
         for name in names:
             net, forward = ours_or_theirs(name, model, sites, values, batch.batch_size)
@@ -246,7 +247,8 @@ def share_of_maps(
             session.device, session.repeats,
         )  # fmt: skip
     share = 100 * (1 - bare.ms / whole.ms)
-    title = f"voxels and maps of {batch.batch_size} frames in a step, {name}, {precision}"
+    frames = counted(batch.batch_size, "frame")
+    title = f"voxels and maps of {frames} in a step, {name}, {precision}"
     return Figure(title, share, "%", at_most=10)
 
 

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from commands import lidarssl
+from lidarssl.wording import counted
 
 WORLD = (
     "--splits",
@@ -73,7 +74,8 @@ def retrieval_table(runs: dict[str, list[Path]]) -> str:
         if not lines:
             chances = ", ".join(f"{100 * one:.1f}" for one in found[0]["exact"]["chance"])
             lines = [
-                f"{found[0]['frames']} held-out frames; chance of recall@{ks} in %: {chances}",
+                f"{counted(found[0]['frames'], 'held-out frame')}; "
+                f"chance of recall@{ks} in %: {chances}",
                 "",
                 "| | direction | " + " | ".join(f"recall@{k}, %" for k in ks) + " | median rank |",
                 "|" + " --- |" * (len(ks) + 3),

@@ -7,7 +7,6 @@ import json
 import math
 import multiprocessing
 import os
-import resource
 import shlex
 import statistics
 import subprocess
@@ -22,6 +21,9 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from lidarssl.training import memory
+from lidarssl.wording import counted
 
 Result = TypeVar("Result")
 
@@ -170,12 +172,16 @@ def alone(work: Callable[..., Result], *arguments: object) -> Result:
         return pool.submit(work, *arguments).result()
 
 
+@contextmanager
+def memory_as_in_training() -> Iterator[None]:
+    """Freed memory of tensors is kept, as ``training.keep_memory`` does on a CPU."""
+    with memory.step_memory_kept(torch.device("cpu")):
+        yield
+
+
 def own_peak() -> float:
     """Peak resident memory of this process so far, GiB."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would start from the peak of the parent
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
+    return memory.peak_memory() / 2**30
 
 
 def report(
@@ -187,7 +193,7 @@ def report(
 ) -> None:
     """Print the figures with what the machine is worth, and write them where asked to."""
     machine, roof = calibration(), roofline(threads)
-    print(f"{title}, {threads} threads")
+    print(f"{title}, {counted(threads, 'thread')}")
     for name, value in about.items():
         print(f"  {name.replace('_', ' ')}: {value}")
     print(

@@ -31,6 +31,7 @@ from lidarssl.recipes import files
 from lidarssl.recipes.kinds import PretrainRecipe
 from lidarssl.recipes.schema import load
 from lidarssl.training.loading import EpochBatches, FrameSource, training_loader
+from lidarssl.wording import counted
 
 SPLITS = (SplitConfig("train", scenes=36, frames=2), SplitConfig("val", scenes=1, frames=1))
 STEM = "_synthetic"
@@ -125,7 +126,7 @@ def figures(name: str, one: Cost) -> list[Figure]:
             limit=f"{share:.0f} % of the time is data, {100 - share:.0f} % the network",
         ),
         Figure(f"{title}: data alone", one.frames / one.data, "frames/s"),
-        Figure(f"{title}: peak memory, {one.frames} frames", one.memory, "GiB"),
+        Figure(f"{title}: peak memory, {counted(one.frames, 'frame')}", one.memory, "GiB"),
     ]  # fmt: skip
 
 

@@ -207,7 +207,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--quick", action="store_true", help="few repeats")
     names = [script.name for script in SCRIPTS]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=names, metavar="NAME",
+        help=f"of {', '.join(names)}; the others as they are in OUT",
+    )  # fmt: skip
     parser.add_argument("--page", type=Path, help="put the table into this page")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

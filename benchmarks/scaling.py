@@ -15,9 +15,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from measuring import Figure, alone, argument_parser, own_peak, report, taking_turns
+from measuring import (
+    Figure,
+    alone,
+    argument_parser,
+    memory_as_in_training,
+    own_peak,
+    report,
+    taking_turns,
+)
 from minkunet34 import batch_of, load_points, network, training_step
 from torch import Tensor
+
+from lidarssl.wording import counted
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class Cost:
     voxels: int
 
 
+@memory_as_in_training()
 def cost(points: Tensor, sweeps: int, threads: int, repeats: int) -> Cost:
     torch.set_num_threads(threads)
     model, batch = network(), batch_of(points, sweeps)
@@ -58,7 +69,7 @@ def deviation(costs: dict[int, Cost]) -> float:
 def figures(costs: dict[int, Cost]) -> list[Figure]:
     found = []
     for sweeps, one in costs.items():
-        name = f"MinkUNet34 step, {sweeps} sweep{'s' * (sweeps > 1)}"
+        name = f"MinkUNet34 step, {counted(sweeps, 'sweep')}"
         found += [
             Figure(f"{name}, for each", 1000 * one.step / sweeps, "ms"),
             Figure(f"{name}: peak memory", one.memory, "GiB"),
@@ -86,7 +97,7 @@ def main() -> None:
     for sweeps in options.sweeps:
         start = time.monotonic()
         costs[sweeps] = alone(cost, points, sweeps, options.threads, options.repeats)
-        print(f"{sweeps} sweeps: {time.monotonic() - start:.0f} s", flush=True)
+        print(f"{counted(sweeps, 'sweep')}: {time.monotonic() - start:.0f} s", flush=True)
     report(
         "Cost of a training step by the number of sweeps",
         figures(costs),

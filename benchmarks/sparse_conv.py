@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import torch
 from counts import useful_flops
-from measuring import Figure, argument_parser, report, taking_turns
+from measuring import Figure, argument_parser, memory_as_in_training, report, taking_turns
 from minkunet34 import (
     VOXEL_SIZE,
     batch_of,
@@ -151,6 +151,7 @@ def half_precision(batch: PointBatch, repeats: int) -> Figure:
     )  # fmt: skip
 
 
+@memory_as_in_training()
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--skip-unet", action="store_true", help="single layers only")

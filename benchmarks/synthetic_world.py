@@ -19,6 +19,7 @@ from lidarssl.datasets.synthetic import Synthetic
 from lidarssl.datasets.world.config import SplitConfig, WorldConfig
 from lidarssl.frame import Field
 from lidarssl.metrics.lookup import fit_lookup, predict
+from lidarssl.wording import counted
 
 
 def frames_per_second(config: WorldConfig, root: Path, workers: int) -> float:
@@ -62,7 +63,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         alone = frames_per_second(config, Path(folder) / "one", 1)
         several = frames_per_second(config, Path(folder) / "several", options.workers)
-        print(f"1 process {alone:.1f} frames/s, {options.workers} workers {several:.1f} frames/s")
+        workers = counted(options.workers, "worker")
+        print(f"1 process {alone:.1f} frames/s, {workers} {several:.1f} frames/s")
         print(f"ratio {several / alone:.2f}")
         if options.balance:
             print_balance(Synthetic(Path(folder) / "one"))

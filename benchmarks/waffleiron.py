@@ -30,6 +30,7 @@ from measuring import (
     argument_parser,
     data_folder,
     made_up_scan,
+    memory_as_in_training,
     milliseconds,
     own_peak,
     report,
@@ -224,6 +225,7 @@ def training_step(form: str, setting: Setting) -> Callable[[], None]:
     return step
 
 
+@memory_as_in_training()
 def peak_of_step(form: str, setting: Setting, threads: int) -> float:
     """GiB of the process, or of the GPU."""
     with threads_of_torch(threads):
@@ -244,6 +246,7 @@ def step_gflop(tokens: PlaneTokens, channels: int, depth: int) -> float:
     return 2 * len(tokens.features) * (3 * per_token + pairs + 2 * channels**2) / 1e9
 
 
+@memory_as_in_training()
 def step_figures(setting: Setting, threads: int, repeats: int) -> list[Figure]:
     with threads_of_torch(threads):
         forms = {form: training_step(form, setting) for form in FORMS}

@@ -41,6 +41,7 @@ from lidarssl.methods.image_to_lidar import PairAugmentation
 from lidarssl.prepare.shards import pack_shards
 from lidarssl.training.loading import EpochBatches, FrameSource, good_batch, training_loader
 from lidarssl.training.packing import packed
+from lidarssl.wording import counted
 
 BATCH_SIZE = 4
 
@@ -92,7 +93,8 @@ def by_workers(dataset: Dataset, ids: list[FrameId], count: int) -> Iterator[Fig
             good_batch(next(loader))
         rate = count * BATCH_SIZE / (time.perf_counter() - start)
         alone = alone or rate
-        yield Figure(f"PPKT, {workers} loader processes", rate, "samples/s", beside=alone)
+        processes = counted(workers, "loader process", "loader processes")
+        yield Figure(f"PPKT, {processes}", rate, "samples/s", beside=alone)
 
 
 def handing_over(dataset: Dataset, ids: list[FrameId], repeats: int) -> Iterator[Figure]:

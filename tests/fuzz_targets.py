@@ -79,7 +79,7 @@ from lidarssl.datasets.point_files import (
 )
 from lidarssl.datasets.rellis3d import parse_list as parse_rellis_list
 from lidarssl.datasets.semantic_poss import parse_tag
-from lidarssl.datasets.shard_files import parse_column, parse_ids, parse_member
+from lidarssl.datasets.shard_files import checksum, parse_column, parse_ids, parse_member
 from lidarssl.datasets.shard_frames import parse_description
 from lidarssl.datasets.shard_index import FrameTable
 from lidarssl.datasets.shard_parsing import parse_frame_table, parse_index
@@ -416,7 +416,9 @@ def _shard_targets() -> list[Target]:
         Target(
             "member of a shard",
             (tar[: 512 + first.size],),
-            lambda d: _discard(parse_member(memoryview(d), first.name, first.size, PATH)),
+            lambda d: _discard(
+                parse_member(memoryview(d), first.name, first.size, checksum(description), PATH)
+            ),
         ),
         Target(
             "column of a shard",

@@ -26,7 +26,7 @@ def collate(frames: Sequence[Frame]) -> Batch:
     images = _stack_images(frames, [camera.image for camera in cameras])
     return Batch(
         ids=tuple(frame.id for frame in frames),
-        points=_concatenate_points(frames, sizes),
+        points=_concatenate_points(frames),
         images=images,
         frame_of_image=torch.repeat_interleave(torch.arange(len(frames)), camera_counts),
         superpixels=_stack(frames, [camera.superpixels for camera in cameras], "superpixels"),
@@ -41,7 +41,15 @@ def collate(frames: Sequence[Frame]) -> Batch:
     )
 
 
-def _concatenate_points(frames: Sequence[Frame], sizes: Tensor) -> PointBatch:
+def sizes_of(points: PointBatch) -> list[int]:
+    """Number of points of each frame."""
+    frames = torch.arange(points.batch_size, device=points.batch.device)
+    ends = torch.searchsorted(points.batch, frames, right=True)
+    sizes: list[int] = ends.diff(prepend=ends.new_zeros(1)).tolist()
+    return sizes
+
+
+def _concatenate_points(frames: Sequence[Frame]) -> PointBatch:
     statistics = [frame.intensity_statistics for frame in frames]
     thinned_to = {frame.thinned_to for frame in frames}
     if len(thinned_to) > 1:
@@ -49,7 +57,7 @@ def _concatenate_points(frames: Sequence[Frame], sizes: Tensor) -> PointBatch:
     return PointBatch(
         points=torch.cat([frame.points for frame in frames]),
         intensity=torch.cat([frame.intensity for frame in frames]),
-        batch=torch.repeat_interleave(torch.arange(len(frames)), sizes),
+        batch=torch.cat([torch.full((len(one),), row) for row, one in enumerate(frames)]),
         batch_size=len(frames),
         input_points=_concatenate(frames, "input_points"),
         intensity_statistics=None if None in statistics else torch.tensor(statistics),

@@ -28,6 +28,7 @@ from lidarssl.report.schema import LOOK_UP, RANDOM_INIT, Protocol, ProtocolNote,
 from lidarssl.tasks.image_labels import predict_labels
 from lidarssl.tasks.probe import probe_task
 from lidarssl.tasks.semantic import SemanticSegmentation, adapt_batch_norm, evaluate
+from lidarssl.wording import counted
 
 PRETRAIN_RECIPE = "slidr_minkunet_synthetic"
 PROBE_RECIPE = "probe_minkunet_synthetic"
@@ -264,7 +265,7 @@ def results(demo: Demo, recipe: PretrainRecipe, dataset: Synthetic, verdict: Ver
         for name, matrix in verdict.matrices.items()
     ]
     return Results(
-        f"{len(frames.val)} held-out frames of the synthetic world, "
+        f"{counted(len(frames.val), 'held-out frame')} of the synthetic world, "
         f"{len(dataset.classes) - 1} classes",
         protocols=(ProtocolNote(Protocol.PROBE, DESCRIPTIONS[Protocol.PROBE], demo.command),),
         efficiency=tuple(efficiency_row(name, p, frames, [matrix]) for name, p, matrix in rows),

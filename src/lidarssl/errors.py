@@ -47,13 +47,17 @@ class ConfigError(DataError):
     """A recipe, option or combination of options that cannot be run."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """The error of a wrong name, with the closest right one."""
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], field: str | None = None
+) -> ConfigError:
+    """The error of a wrong name, with the closest right one; ``field``: None = the kind."""
     choices = list(known)
     close = difflib.get_close_matches(name[:100], choices, n=1)
     remedy = f"did you mean '{close[0]}'? " if close else ""
     return ConfigError(
-        f"unknown {kind} '{name}'", field=kind, remedy=f"{remedy}known: {', '.join(choices)}"
+        f"unknown {kind} '{name}'",
+        field=field or kind,
+        remedy=f"{remedy}known: {', '.join(choices) or 'none'}",
     )
 
 

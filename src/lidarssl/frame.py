@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lidarssl.errors import DataError
+from lidarssl.rows import true_rows
 
 
 class Field(enum.Flag):
@@ -126,7 +126,10 @@ class Matches:
         return self.point.shape[0]
 
     def __getitem__(self, index: Tensor | slice) -> Matches:
-        return map_tensors(self, lambda column: column[index])
+        if isinstance(index, slice):
+            return map_tensors(self, lambda column: column[index])
+        rows = true_rows(index) if index.dtype == torch.bool else index
+        return map_tensors(self, lambda column: column.index_select(0, rows))
 
     @classmethod
     def joined(cls, parts: Sequence[Matches]) -> Matches:
@@ -218,8 +221,7 @@ class Frame:
         Returns:
             A new frame; every per-point column, the matches and the pairs of queries follow.
         """
-        # Many times as fast as indexing every column with the mask.
-        rows = torch.from_numpy(np.flatnonzero(index.numpy()))
+        rows = true_rows(index)
         columns = {
             name: value.index_select(0, rows)
             for name in self.POINT_COLUMNS
@@ -228,13 +230,12 @@ class Frame:
         matches, queries = self.matches, self.queries
         new_row = torch.cumsum(index, 0) - 1
         if matches is not None:
-            matches = matches[index[matches.point]]
-            matches = replace(matches, point=new_row[matches.point])
+            matches = matches[index.index_select(0, matches.point)]
+            matches = replace(matches, point=new_row.index_select(0, matches.point))
         if queries is not None and queries.query is not None and queries.point is not None:
-            kept = index[queries.point]
-            queries = replace(
-                queries, query=queries.query[kept], point=new_row[queries.point[kept]]
-            )
+            kept = true_rows(index.index_select(0, queries.point))
+            query, point = (pairs.index_select(0, kept) for pairs in (queries.query, queries.point))
+            queries = replace(queries, query=query, point=new_row.index_select(0, point))
         return replace(self, matches=matches, queries=queries, **columns)
 
 

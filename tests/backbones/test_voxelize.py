@@ -93,8 +93,8 @@ def test_no_points() -> None:
     [
         ({"columns": ("intensity", "colour")}, "colour"),
         ({"columns": ()}, "no column"),
-        ({"scale": (1.0, 2.0)}, "2 values for 1 columns"),
-        ({"shift": ()}, "0 values for 1 columns"),
+        ({"scale": (1.0, 2.0)}, "2 values for 1 column"),
+        ({"shift": ()}, "0 values for 1 column"),
         ({"reduce": "max"}, "neither"),
     ],
 )

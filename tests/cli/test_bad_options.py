@@ -127,7 +127,7 @@ def test_options_of_a_world(command: Command, tmp_path: Path, options: str, said
     ("option", "said"),
     [
         ("--train_split=trian", "did you mean 'train'?"),
-        ("--training.batch_size=3", "2 frames do not fill a batch of 3"),
+        ("--training.batch_size=3", "2 frames cannot fill a batch of 3"),
         ("--training.accelerator=tpu", "choose auto"),
         ("--dataset.cameras=[CAM_FRNT]", "did you mean 'CAM_FRONT'?"),
         ("--dataset.image_scale=2", "at most 1"),

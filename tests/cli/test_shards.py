@@ -22,6 +22,8 @@ def test_a_split_is_packed_checked_and_kept(command: Command, tiny: Tiny, tmp_pa
     folder = tmp_path / "shards"
     out = shard(command, tiny, folder, "--frames-per-shard", 1)
     assert "2 shards of 'train' packed" in out
+    assert "up to 1 frame each" in out
+    assert "1 shard of 'val' packed" in shard(command, tiny, folder, "--split", "val")
     assert "images: 4 as their files, 0 as PNG" in out
     assert "2 kept" in shard(command, tiny, folder, "--frames-per-shard", 1)
     checked = command("data", "check", "shards", "--root", folder, "--workers", 0)
@@ -40,14 +42,32 @@ def test_a_method_trains_from_a_web_server_as_from_the_dataset(
         shard(command, tiny, tmp_path / "shards", "--fields", "images", "--split", split)
     words = tiny.pretrain(tmp_path / "one", "ppkt")
     assert command(*words).code == 0
+    words[words.index("--training.workers=0")] = "--training.workers=2"
     with serving(tmp_path / "shards") as server:
         root = f"--dataset.root={server.url}"
         moved = [root if word.startswith("--dataset.root") else word for word in words]
         moved[moved.index(str(tmp_path / "one"))] = str(tmp_path / "two")
         done = command(*moved, "--dataset.class_path=Shards")
     assert done.code == 0, done.err
+    shards = [(path, asked) for path, asked in server.requests if path.endswith(".tar")]
+    assert len(shards) >= 4, "of two steps with two frames each"
+    assert all(asked and asked.startswith("bytes=") for _, asked in shards)
     one, two = ((tmp_path / run / "metrics.jsonl").read_text() for run in ("one", "two"))
     assert _losses(one) == _losses(two)
+
+
+def test_a_server_without_ranges_is_told_once(
+    command: Command, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    shard(command, tiny, tmp_path)
+    with serving(tmp_path) as server:
+        server.ranges = False
+        done = command("data", "check", "shards", "--root", server.url, "--quiet")
+    assert done.code == 2, done.out
+    assert done.err.count("ignores range requests") == 1
+    assert "remedy: serve the folder" in done.err
 
 
 def _losses(metrics: str) -> list[str]:
@@ -59,7 +79,7 @@ def _losses(metrics: str) -> list[str]:
 def test_what_is_wrong_is_one_message(command: Command, tiny: Tiny, tmp_path: Path) -> None:
     pack = ("data", "shard", "synthetic", tmp_path, "--root", tiny.world)
     for words, told in (
-        ((*pack, "--fields", "image"), "did you mean 'images'"),
+        ((*pack, "--fields", "image"), "field: fields\n  remedy: did you mean 'images'? known: "),
         ((*pack, "--shard", "2/2"), "--shard"),
         ((*pack, "--frames-per-shard", "0"), "1 or more"),
         (("data", "check", "shards", "--root", tmp_path), "index.json"),

@@ -88,6 +88,14 @@ def test_options_of_a_dataset_are_options_of_the_check(command: Command, tmp_pat
     assert "pandar64" in wrong.err
 
 
+def test_data_check_and_stats_can_be_quiet(command: Command, tiny: Tiny) -> None:
+    for verb in ("check", "stats"):
+        words = ("data", verb, "synthetic", "--root", tiny.world)
+        loud, quiet = command(*words), command(*words, "--quiet")
+        assert (quiet.code, quiet.out, quiet.err) == (0, loud.out, "")
+        assert "frame/s" in loud.err
+
+
 def test_data_check_counts_bad_frames(command: Command, tiny: Tiny, tmp_path: Path) -> None:
     for path in tiny.world.rglob("*"):
         link = tmp_path / path.relative_to(tiny.world)
@@ -121,7 +129,7 @@ def test_synthesize_in_the_layout_of_semantic_kitti(command: Command, tmp_path: 
         "--lidar.azimuth_steps", 60, "--quiet",
     )  # fmt: skip
     assert made.code == 0, made.err
-    assert made.out.endswith(": 1 frames\n")
+    assert made.out.endswith(": 1 frame\n")
     assert "image_2" in command("data", "check", "semantic_kitti", "--root", tmp_path).out
 
 
@@ -142,7 +150,7 @@ def test_prepare_teacher(command: Command, tiny: Tiny, tmp_path: Path) -> None:
         "--steps", 1, "--workers", 0, "--score-split", "val", "--quiet",
     )  # fmt: skip
     assert done.code == 0, done.err
-    assert "image mIoU on 1 frames" in done.out
+    assert "image mIoU on 1 frame:" in done.out
     assert SmallUNet(num_classes=14, weights=output).num_classes == 14
 
 

@@ -160,9 +160,9 @@ def test_a_label_file_of_another_size_names_both_files(root: Path, scale: float)
 @pytest.mark.parametrize(
     ("kind", "row", "told"),
     [
-        ("labelIds", [*range(33), 34], "12 pixels have ids .*: 34"),
-        ("labelIds", TRAIN_IDS, "180 pixels have ids .*: 255"),
-        ("labelTrainIds", LABEL_IDS, "180 pixels have ids .*: 19, 20, 21, 22, 23, 24, 25, 26"),
+        ("labelIds", [*range(33), 34], "12 pixels with ids .*: 34"),
+        ("labelIds", TRAIN_IDS, "180 pixels with ids .*: 255"),
+        ("labelTrainIds", LABEL_IDS, "180 pixels with ids .*: 19, 20, 21, 22, 23, 24, 25, 26"),
     ],
 )
 def test_unknown_ids(root: Path, kind: str, row: list[int], told: str) -> None:

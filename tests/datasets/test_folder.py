@@ -155,7 +155,7 @@ BAD = {
     "missing labels": ("monday/labels/0000.label", None, "not found"),
     "few labels": ("monday/labels/0000.label", bytes(8), "2 labels, but .* 50 points"),
     "unknown label": ("monday/labels/0000.label", b"\x63\0\0\0" * 50, "50 points .*: 99"),
-    "few poses": ("monday/poses.txt", "1 0 0 0 0 1 0 0 0 0 1 0\n", "1 poses for 3 sweeps"),
+    "few poses": ("monday/poses.txt", "1 0 0 0 0 1 0 0 0 0 1 0\n", "1 pose for 3 sweeps"),
     "flat pose": ("monday/poses.txt", "0 0 0 0 0 0 0 0 0 0 0 0\n" * 3, "line 1 is not a rotation"),
     "bad last row": ("monday/poses.txt", "1 0 0 0 0 1 0 0 0 0 1 0 0 0 1 1\n" * 3, "0 0 0 1"),
     "two formats": ("monday/lidar/0000.npy", npy_bytes(scene_points(0, 4)), "different formats"),

@@ -13,7 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_files import encode_image, image_bytes
-from lidarssl.datasets.image_files import check_scale, parse_image, resize_intrinsics, scaled_size
+from lidarssl.datasets.image_files import (
+    check_scale,
+    open_image,
+    parse_image,
+    resize_intrinsics,
+    scaled_size,
+)
 from lidarssl.errors import ConfigError, DataError
 
 PATH = Path("image")
@@ -106,3 +112,29 @@ def test_truncated_images_do_not_decode(kind: str) -> None:
 def test_scales_outside_0_to_1_are_refused(scale: float) -> None:
     with pytest.raises(ConfigError):
         check_scale(scale)
+
+
+def test_no_more_than_the_header_is_read_before_decoding(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    path = tmp_path / "image.png"
+    data = encode_image(pixels, "PNG")
+    path.write_bytes(data[:64])
+    image = open_image(path)
+    assert image.size == image.full_size == (60, 80)
+    with pytest.raises(DataError, match=r"image\.png"):
+        image.decode()
+    path.write_bytes(data)
+    assert torch.equal(image.decode(), torch.from_numpy(pixels).permute(2, 0, 1))
+    path.unlink()
+    with pytest.raises(DataError, match="not found"):
+        image.decode()
+
+
+def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    for name, problem in (("nothing.png", "not found"), ("text.png", "does not decode")):
+        with pytest.raises(DataError, match=problem) as raised:
+            open_image(tmp_path / name)
+        assert raised.value.path == tmp_path / name
+    with pytest.raises(DataError, match="not a regular file"):
+        open_image(tmp_path)

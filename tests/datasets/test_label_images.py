@@ -75,7 +75,7 @@ def test_unknown_ids_are_counted_and_named() -> None:
     lookup = np.full(256, -1)
     lookup[:3] = [0, 5, 6]
     raw = np.array([[0, 1, 2], [2, 7, 9]], np.uint8)
-    with pytest.raises(DataError, match=r"2 pixels have ids that are not in the .* table: 7, 9"):
+    with pytest.raises(DataError, match=r"2 pixels with ids .* table: 7, 9"):
         map_pixels(raw, lookup, PATH)
     assert map_pixels(raw[:1], lookup, PATH).tolist() == [[0, 5, 6]]
 

@@ -60,7 +60,7 @@ def test_every_raw_id(root: Path) -> None:
     assert [found[raw_id] for raw_id in (2, 11, 13, 14, 16, 29, 30, 32)] == [0] * 8
     raw[7] = 35
     write(path, raw.astype("<u4").tobytes())
-    with pytest.raises(DataError, match=r"1 points .*: 35"):
+    with pytest.raises(DataError, match=r"1 point .*: 35"):
         dataset.load(FIRST)
     found = semantic(Rellis3d(root, True, ignore_unknown_labels=True).load(FIRST))
     assert found[6:9] == [5, 0, 7]

@@ -149,7 +149,7 @@ UNKNOWN[3] = 77
 BAD = {
     "missing": (None, "not found"),
     "too few": (bytes(4 * 49), "49 labels, but .* 50 points"),
-    "unknown class": (UNKNOWN.tobytes(), "1 points .*: 77"),
+    "unknown class": (UNKNOWN.tobytes(), "1 point .*: 77"),
 }
 
 

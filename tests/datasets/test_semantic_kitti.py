@@ -215,7 +215,7 @@ BAD = {
     "map coordinates": ("velodyne/000000.bin", np.full((2, 4), 5e5, "<f4").tobytes(), "500000 m"),
     "missing labels": ("labels/000000.label", None, "not found"),
     "too few labels": ("labels/000000.label", bytes(4 * 49), "49 labels, but .* 50 points"),
-    "unknown class": ("labels/000000.label", UNKNOWN.tobytes(), "1 points .*: 77"),
+    "unknown class": ("labels/000000.label", UNKNOWN.tobytes(), "1 point .*: 77"),
     "missing image": ("image_2/000000.png", None, "not found"),
     "truncated image": ("image_2/000000.png", image_bytes(0)[:200], "does not decode"),
     "no image": ("image_2/000000.png", b"no image", "does not decode"),

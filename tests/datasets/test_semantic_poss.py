@@ -119,7 +119,7 @@ UNKNOWN[3] = 23
 BAD = {
     "truncated scan": ("velodyne/000000.bin", bytes(30), "30 bytes .* 16-byte points"),
     "too few labels": ("labels/000000.label", bytes(4 * 49), "49 labels, but .* 50 points"),
-    "unknown class": ("labels/000000.label", UNKNOWN.tobytes(), "1 points .*: 23"),
+    "unknown class": ("labels/000000.label", UNKNOWN.tobytes(), "1 point .*: 23"),
     "missing tag": ("tag/000000.tag", None, "not found"),
     "short tag": ("tag/000000.tag", tag_bytes()[:-1], "71999 bytes"),
     "tag of another scan": ("tag/000000.tag", bytes(POSS_CELLS), "0 cells .* 50 points"),

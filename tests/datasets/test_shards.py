@@ -6,10 +6,12 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from image_dataset_files import write_cityscapes
 from lidarssl.datasets import byte_ranges
@@ -21,9 +23,11 @@ from lidarssl.datasets.nuscenes import NuScenes
 from lidarssl.datasets.shard_files import BLOCK, member, padded
 from lidarssl.datasets.shards import Shards
 from lidarssl.errors import ConfigError, DataError
-from lidarssl.frame import Field
+from lidarssl.frame import Field, Frame, FrameId
+from lidarssl.prepare.shards import pack_shards
 from lidarssl.transforms.images import decoded
 from shard_dataset_files import differences, nuscenes_of, serving, write_shards
+from toys import MemoryDataset
 
 
 @pytest.fixture(scope="module")
@@ -235,8 +239,70 @@ def _read_all(folder: Path) -> None:
 def test_classes_that_are_not_in_the_table_are_told(folder: Path) -> None:
     edited(lambda v: [v["classes"][name].pop() for name in v["classes"]], "index.json")(folder)
     edited(lambda v: v["classes"].update(names=["a"], colors=[[0, 0, 0]]), "index.json")(folder)
-    with pytest.raises(DataError, match=r"(?s)semantic\.npy.*1 classes"):
+    with pytest.raises(DataError, match=r"(?s)semantic\.npy.*of 1 class\n"):
         _read_all(folder)
+
+
+def test_another_shard_of_equal_names_and_sizes_is_told(tmp_path: Path) -> None:
+    """Only its content differs: the same frames, with other labels."""
+    here, other = (
+        write_shards(tmp_path / name, Relabelled(frames=2, label=label))
+        for name, label in (("here", 1), ("other", 2))
+    )
+    assert tar_of(here).stat().st_size == tar_of(other).stat().st_size
+    _read_all(here)
+    shutil.copy(tar_of(other), tar_of(here))
+    with pytest.raises(DataError, match=r"(?s)000000\.tar/.*semantic.*not the one .*one packing"):
+        _read_all(here)
+
+
+class Relabelled(MemoryDataset):
+    def __init__(self, frames: int, label: int) -> None:
+        super().__init__(frames)
+        self.label = label
+
+    def load(self, frame: FrameId, fields: Field = Field.ALL) -> Frame:
+        loaded = super().load(frame, fields)
+        return replace(loaded, semantic=torch.full((len(loaded),), self.label))
+
+
+EDITED = {
+    "another format": ({"format": "lidarssl shards 9"}, "format", "of this version"),
+    "a flag": ({"lidar": 1}, "lidar", "neither true nor false"),
+    "a deep number": (
+        {"splits": {"train": {"frames": -1}}},
+        "splits.train.frames",
+        "-1 is not a whole number",
+    ),
+    "a key that is gone": ({"classes": {}}, "classes.colors", "missing"),
+    "a list for an object": ({"splits": []}, "splits", "it is no object"),
+    "another shape": ({"forward": [1]}, "forward", "another shape"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITED)
+def test_an_edited_index_is_told_with_file_field_and_remedy(folder: Path, edit: str) -> None:
+    change, field, told = EDITED[edit]
+    edited(lambda value: value.update(change), "index.json")(folder)
+    with serving(folder) as server, pytest.raises(DataError) as caught:
+        Shards(server.url)
+    assert (caught.value.path, caught.value.field) == (f"{server.url}/index.json", field)
+    assert told in str(caught.value)
+    assert "lidarssl data shard" in str(caught.value.remedy)
+    assert "Error" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["index.json", "train.frames.json"])
+def test_a_damaged_table_is_written_again_as_its_error_says(
+    original: NuScenes, folder: Path, name: str
+) -> None:
+    whole = (folder / name).read_text()
+    (folder / name).write_text(whole[:100])
+    with pytest.raises(DataError, match=rf"(?s){name}: malformed JSON.*delete it and run the same"):
+        Shards(folder).frames("train")
+    (folder / name).unlink()
+    again = pack_shards(original, "train", folder, frames_per_shard=2, progress=False)
+    assert (again.written, (folder / name).read_text()) == (0, whole)
 
 
 def test_what_a_member_may_be_called() -> None:

@@ -333,3 +333,9 @@ def test_semantic_kitti_camera_sees_the_same_world(kitti: SemanticKitti) -> None
     moved = torch.linalg.inv(first.pose) @ second.pose
     lidar = [moment.world_from_ego @ moment.ego_from_lidar for moment in made]
     np.testing.assert_allclose(moved, np.linalg.inv(lidar[0]) @ lidar[1], atol=1e-6)
+
+
+def test_a_world_that_is_not_there_tells_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder") as caught:
+        Synthetic(tmp_path / "world")
+    assert f"lidarssl data synthesize {tmp_path / 'world'}`" in str(caught.value)

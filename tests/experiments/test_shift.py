@@ -373,6 +373,6 @@ def test_names_tell_pretrainings_apart(runs: list[Path]) -> None:
 
 
 def test_a_name_for_each_run(runs: list[Path]) -> None:
-    with pytest.raises(ConfigError, match="1 names for 2 runs") as caught:
+    with pytest.raises(ConfigError, match="1 name for 2 runs") as caught:
         evaluate_shift(runs[3:5], Weathers(), progress=False, names=["one"])
     assert caught.value.field == "--names"

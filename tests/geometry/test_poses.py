@@ -18,6 +18,7 @@ from lidarssl.geometry.poses import (
     invert_pose,
     planar_motion,
     pose_from_quaternion,
+    pose_from_rotation,
     quaternion_from_rotation,
     rotation_about_z,
     rotation_from_quaternion,
@@ -107,3 +108,35 @@ def test_small_angles_keep_their_digits() -> None:
 def test_no_rotation(bad: tuple[float, ...]) -> None:
     with pytest.raises(DataError, match="quaternion"):
         rotation_from_quaternion(bad)
+
+
+MOTIONS = {
+    "nothing": torch.eye(3),
+    "mirror x": torch.diag(torch.tensor([-1.0, 1, 1])),
+    "mirror both": torch.diag(torch.tensor([-1.0, -1, 1])),
+    "turn": rotation_about_z(0.7),
+    "scale": torch.eye(3) * 1.3,
+    "swap": torch.eye(3)[[1, 2, 0]],
+    "flatten": torch.diag(torch.tensor([1.0, 1, 0])),
+}
+
+
+@pytest.mark.parametrize("step", [0.0, -1.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", MOTIONS)
+def test_axes_left_alone_and_axes_moved_are_those_of_the_product(
+    name: str, dtype: torch.dtype, step: float
+) -> None:
+    points = torch.randn((101, 3), generator=torch.Generator().manual_seed(0)) * 50
+    points[::5] = 0.0
+    points[1::5, 1] = -0.0
+    pose = pose_from_rotation(MOTIONS[name].double(), [step, 0.0, 0.0])
+    before = points.clone()
+    found = transform_points(points, pose, dtype)
+    exact = points.double() @ pose[:3, :3].T + pose[:3, 3]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, exact.to(dtype), rtol=2e-7, atol=0)
+    # atan2 tells them apart.
+    assert not bool((found.signbit() & (found == 0)).any())
+    assert torch.equal(points, before)
+    assert found.data_ptr() != points.data_ptr()

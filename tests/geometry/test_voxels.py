@@ -115,8 +115,8 @@ def test_same_as_unique_rows_of_the_plain_cells(
     cells = cells_row_by_row(points, rule, size)
     assert torch.equal(cell_coordinates(points, rule, size), cells)
     found, index, inverse = np.unique(cells.numpy(), axis=0, return_index=True, return_inverse=True)
-    coordinates, groups = sorted_voxels(points, rule, size)
-    assert torch.equal(coordinates, torch.from_numpy(found))
+    sites, groups = sorted_voxels(points, rule, size)
+    assert torch.equal(sites.t(), torch.from_numpy(found))
     assert groups.first.tolist() == index.tolist()
     assert groups.of_rows().tolist() == inverse.reshape(-1).tolist()
     keys = voxel_keys(points, rule, size)
@@ -192,3 +192,19 @@ def test_devices_agree(rule: str) -> None:
     assert torch.equal(here.coordinates, there.coordinates.cpu())
     assert torch.equal(here.index, there.index.cpu())
     assert torch.equal(here.inverse, there.inverse.cpu())
+
+
+@pytest.mark.parametrize("step", [1.0, 0.25, 3.0])
+def test_azimuths_at_the_borders_of_cells_are_those_of_one_point_alone(step: float) -> None:
+    # Whole columns may be computed by another arc tangent than single points.
+    generator = torch.Generator().manual_seed(0)
+    azimuth = torch.randint(-int(180 / step), int(180 / step), (20_000,), generator=generator)
+    radius = 1 + 60 * torch.rand(20_000, generator=generator, dtype=torch.float64)
+    angle = (azimuth * step).double().deg2rad()
+    points = torch.stack([radius * angle.cos(), radius * angle.sin(), radius], 1).float()
+    found = cell_coordinates(points, "slidr_cylindrical", (0.1, step, 0.1))
+    half_turn, pi = points.new_tensor([180.0, torch.pi])
+    single = torch.stack([torch.atan2(y, x) for x, y, _ in points.unbind()])
+    expected = (single * half_turn / pi / points.new_tensor(step)).floor().long()
+    assert torch.equal(found[:, 1], expected)
+    assert len((expected - azimuth).unique()) == 2

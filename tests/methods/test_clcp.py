@@ -286,7 +286,7 @@ def test_a_square_without_points_is_a_bad_sample() -> None:
     frame = dataset.load(dataset.frames("train")[0], Field.IMAGES)
     frame = frame.select(torch.zeros(300, dtype=torch.bool))
     none = MatchPixels(0.1, allow_none=True)(frame, np.random.default_rng(0))
-    with pytest.raises(DataError, match="holds 1 points"):
+    with pytest.raises(DataError, match="holds 1 point\n"):
         SquareCrop(32, (16, 16))(none, np.random.default_rng(0))
     with pytest.raises(DataError, match="no camera sees"):
         Compose(PairView().transforms(True)[1:])(none, np.random.default_rng(0))

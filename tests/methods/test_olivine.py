@@ -207,7 +207,7 @@ def test_labels_of_a_pass_that_did_not_finish_stop_the_run_at_once(tmp_path: Pat
     frames_of_both = [*dataset.frames("train"), *dataset.frames("val")]
     check_prepared(method.prepared, dataset, frames_of_both)
     next(folder.glob("*.png")).unlink()
-    with pytest.raises(ConfigError, match="holds 31 files, the 16 frames have 32 images") as caught:
+    with pytest.raises(ConfigError, match="holds 31 files for 32 images of 16 frames") as caught:
         check_prepared(method.prepared, dataset, frames_of_both)
     assert "prepare weak-labels" in (caught.value.remedy or "")
     for file in list(folder.glob("*.png"))[:16]:

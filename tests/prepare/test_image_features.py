@@ -300,7 +300,7 @@ def test_estimate_comes_before_the_work(
     prepare(tmp_path, encoder, progress=True)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "3 images; 0 files are there" in captured.err
+    assert "3 images, 0 there already" in captured.err
     assert captured.err.index("GiB are free") < captured.err.index("frame")
 
 

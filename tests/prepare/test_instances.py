@@ -177,11 +177,11 @@ def test_a_folder_holds_one_bank(tmp_path: Path) -> None:
         prepare_instances(ObjectScans(3), "train", tmp_path, ("wall",), progress=False)
     assert contents(tmp_path) == before
     old = tmp_path / "part-00000.safetensors"
-    assert "1 parts made" in prepare(ObjectScans(3), tmp_path, min_points=2, overwrite=True)
+    assert "1 part made" in prepare(ObjectScans(3), tmp_path, min_points=2, overwrite=True)
     old.write_bytes(before[old.name])
     with pytest.raises(DataError, match="belongs to another bank"):
         read_bank(tmp_path)
-    assert "1 parts made" in prepare(ObjectScans(3), tmp_path, min_points=2)
+    assert "1 part made" in prepare(ObjectScans(3), tmp_path, min_points=2)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_instances_on_the_command_line(tmp_path: Path) -> None:
     ]  # fmt: skip
     done = run_command(*words)
     assert done.code == 0, done.err
-    assert "1 parts made, 0 kept, 5 scans" in done.out
+    assert "1 part made, 0 kept, 5 scans" in done.out
     assert "car                   10 instances\n" in done.out
     assert "truck                  0 instances\n" in done.out
     assert "0 parts made, 1 kept" in run_command(*words).out

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import tarfile
+import time
 from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +25,9 @@ from lidarssl.datasets.once import Once
 from lidarssl.datasets.shards import Shards
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Field, Frame, FrameId
-from lidarssl.methods.slidr import Slidr
+from lidarssl.prepare import shards as room
 from lidarssl.prepare.shards import pack_shards
-from lidarssl.prepare.superpixels import prepare_superpixels, save_superpixels
 from lidarssl.training.loading import EpochBatches, FrameSource, good_batch, training_loader
-from lidarssl.training.requirements import check_needs
-from lidarssl.transforms.images import decoded
-from lidarssl.transforms.superpixels import Superpixels
-from methods.small import build
 from shard_dataset_files import differences, nuscenes_of
 from toys import MemoryDataset
 
@@ -69,7 +69,7 @@ def test_workers_machines_and_repetition_change_no_byte(tmp_path: Path) -> None:
 
 def test_an_incomplete_split_cannot_be_read(tmp_path: Path) -> None:
     summary = pack_shards(MemoryDataset(frames=5), "train", tmp_path, shard=(0, 2), **QUIET)
-    assert "1 of 3 shards are left to others" in str(summary)
+    assert "left to others: 1 of 3 shards" in str(summary)
     assert not (tmp_path / "index.json").exists()
 
 
@@ -94,6 +94,92 @@ def test_a_pass_that_stops_in_a_shard_leaves_no_part_of_it(tmp_path: Path) -> No
     assert sorted(contents(tmp_path)) == ["train-000000.json", "train-000000.tar"]
     summary = pack_shards(MemoryDataset(frames=5), "train", tmp_path, **QUIET)
     assert (summary.written, summary.kept) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"), [("in a shard", 1), ("before its table", 0), ("before the index", 3)]
+)
+def test_a_killed_pass_leaves_no_half_shard_and_is_finished_by_the_next(
+    tmp_path: Path, where: str, kept: int
+) -> None:
+    folder, reference = tmp_path / "killed", tmp_path / "reference"
+    process = get_context("fork").Process(target=_pack_until_killed, args=(folder, where))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    dataset = MemoryDataset(frames=5)
+    pack_shards(dataset, "train", reference, **QUIET)
+    whole, before = contents(reference), times(folder)
+    assert before
+    for name in before:
+        assert (folder / name).read_bytes() == whole[name]
+    assert any(name.endswith(".partial") for name in contents(folder)) == (where == "in a shard")
+    with pytest.raises(DataError, match=r"index\.json: file not found"):
+        Shards(folder)
+    again = pack_shards(dataset, "train", folder, **QUIET)
+    assert (again.written, again.kept) == (3 - kept, kept)
+    assert contents(folder) == whole
+    same = [name for name in sorted(before) if times(folder)[name] == before[name]]
+    assert same == sorted(before)[:kept]
+
+
+def _pack_until_killed(folder: Path, where: str) -> None:
+    torch.set_num_threads(1)
+    dataset = MemoryDataset(frames=5)
+    if where == "in a shard":
+        dataset = Killed(frames=5)
+    elif where == "before its table":
+        room.FrameTable.to_json = _kill
+    else:
+        room.write_index = _kill
+    pack_shards(dataset, "train", folder, **QUIET)
+
+
+class Killed(MemoryDataset):
+    """Kills the process when the fourth frame is read."""
+
+    def load(self, frame: FrameId, fields: Field = Field.ALL) -> Frame:
+        if int(frame.token) == 3:
+            _kill()
+        return super().load(frame, fields)
+
+
+def test_what_another_pass_is_writing_is_left_alone_until_that_is_killed(tmp_path: Path) -> None:
+    context, dataset, folder = get_context("fork"), MemoryDataset(frames=5), tmp_path / "out"
+    reached = context.Event()
+    process = context.Process(target=_pack_until_stuck, args=(folder, reached))
+    process.start()
+    assert reached.wait(60)
+    assert pack_shards(dataset, "train", folder, **QUIET).kept == 1
+    assert len(list(folder.glob(".train-000001.tar.*.partial"))) == 1
+    process.kill()
+    process.join()
+    pack_shards(dataset, "train", folder, overwrite=True, **QUIET)
+    pack_shards(dataset, "train", tmp_path / "reference", **QUIET)
+    assert contents(folder) == contents(tmp_path / "reference")
+
+
+def _pack_until_stuck(folder: Path, reached: Event) -> None:
+    torch.set_num_threads(1)
+    dataset = Stuck(frames=5)
+    dataset.reached = reached
+    pack_shards(dataset, "train", folder, **QUIET)
+
+
+class Stuck(MemoryDataset):
+    """Never gives its fourth frame."""
+
+    reached: Event
+
+    def load(self, frame: FrameId, fields: Field = Field.ALL) -> Frame:
+        if int(frame.token) == 3:
+            self.reached.set()
+            time.sleep(600)
+        return super().load(frame, fields)
+
+
+def _kill(*rest: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_splits_of_a_dataset_share_a_folder_and_others_do_not(tmp_path: Path) -> None:
@@ -137,6 +223,9 @@ def test_options_that_make_no_sense(tmp_path: Path) -> None:
     dataset = MemoryDataset(frames=3)
     with pytest.raises(ConfigError, match="did you mean 'semantic'"):
         pack_shards(dataset, "train", tmp_path, fields=["semantc"], **QUIET)
+    with pytest.raises(ConfigError, match=r"known: images, semantic$") as caught:
+        pack_shards(dataset, "train", tmp_path, fields=["nonsense"], **QUIET)
+    assert caught.value.field == "fields"
     with pytest.raises(ConfigError, match="is no folder"):
         pack_shards(dataset, "train", tmp_path, superpixels=tmp_path / "none", **QUIET)
     with pytest.raises(ConfigError, match="packed with their images"):
@@ -150,25 +239,6 @@ def test_the_size_of_a_shard_is_about_what_is_asked_for(tmp_path: Path) -> None:
     summary = pack_shards(dataset, "train", tmp_path, shard_size=2, progress=False)
     assert summary.settings.frames_per_shard == 3
     assert all(path.stat().st_size < 2 << 20 for path in tmp_path.glob("*.tar"))
-
-
-def test_superpixels_come_with_their_images(tmp_path: Path) -> None:
-    dataset, folder = MemoryDataset(frames=3, cameras=2), tmp_path / "superpixels"
-    folder.mkdir()
-    expected = {}
-    for frame in dataset.frames("train"):
-        for number, camera in enumerate(dataset.load(frame).cameras):
-            ids = torch.arange(48 * 64).reshape(48, 64) // (3 if number else 40)  # 16 and 8 bits
-            save_superpixels(folder / f"{camera.token}.png", ids)
-            expected[camera.token] = ids
-    pack_shards(dataset, "train", tmp_path / "out", superpixels=folder, **QUIET)
-    shards = Shards(tmp_path / "out")
-    assert shards.provides("train") == dataset.provides("train") | Field.SUPERPIXELS
-    for frame in shards.frames("train"):
-        for camera in shards.load(frame).cameras:
-            assert torch.equal(camera.superpixels, expected[camera.token])
-        plain = shards.load(frame, Field.IMAGES)
-        assert not differences(dataset.load(frame, Field.IMAGES), plain)
 
 
 def test_images_are_the_files_of_the_dataset_where_these_hold_their_pixels(tmp_path: Path) -> None:
@@ -185,32 +255,6 @@ def test_images_are_the_files_of_the_dataset_where_these_hold_their_pixels(tmp_p
     assert pack_shards(small, "train", tmp_path / "small", **QUIET).originals == 0
     once = Once(write_once(tmp_path / "once"))  # undistorted, so no file holds its pixels
     assert pack_shards(once, "train", tmp_path / "once_out", **QUIET).originals == 0
-
-
-def test_slidr_sees_the_superpixels_of_a_folder_in_shards(tmp_path: Path) -> None:
-    dataset, folder = MemoryDataset(frames=3, cameras=2), tmp_path / "superpixels"
-    prepare_superpixels(dataset, "train", folder, segments=10, sigma=1.0, progress=False)
-    pack_shards(dataset, "train", tmp_path / "out", superpixels=folder, **QUIET)
-    pack_shards(dataset, "train", tmp_path / "bare", **QUIET)
-    shards, bare = Shards(tmp_path / "out"), Shards(tmp_path / "bare")
-    needed = Field.IMAGES | Field.SUPERPIXELS
-    read, kept = Superpixels(10, 6.0, 1.0, folder=folder), Superpixels(stored=True)
-    for frame in dataset.frames("train"):
-        one, other = read(dataset.load(frame, Field.IMAGES), None), shards.load(frame, needed)
-        assert not differences(one, kept(other, None))
-        undecoded = kept(shards.load(frame, needed | Field.UNDECODED), None)
-        assert not differences(one, decoded(undecoded))
-        with pytest.raises(DataError, match="without superpixels"):
-            kept(bare.load(frame, needed), None)
-    method = build(Slidr)
-    assert method.needs == Field.IMAGES
-    stored = Slidr(method.backbone, method.image_encoder, superpixels=kept)
-    assert stored.needs == needed
-    check_needs(stored.needs, shards, "train", "Slidr")
-    with pytest.raises(ConfigError, match=r"(?s)needs superpixels.*--superpixels"):
-        check_needs(stored.needs, bare, "train", "Slidr")
-    with pytest.raises(ConfigError, match="not both"):
-        Superpixels(folder=folder, stored=True)
 
 
 class Odd(MemoryDataset):

@@ -74,6 +74,21 @@ def test_whole_files_are_kept_and_corrupt_ones_replaced(tmp_path: Path) -> None:
     assert contents(tmp_path) == whole
 
 
+def test_images_whose_files_are_whole_are_not_decoded(tmp_path: Path) -> None:
+    class Counting(MemoryDataset):
+        decoded = 0
+
+        def load(self, frame: FrameId, fields: Field = Field.ALL) -> Frame:
+            self.decoded += Field.UNDECODED not in fields
+            return super().load(frame, fields)
+
+    dataset = Counting(frames=3)
+    prepare_superpixels(dataset, "train", tmp_path, **OPTIONS)
+    dataset.decoded = 0
+    assert prepare_superpixels(dataset, "train", tmp_path, **OPTIONS).kept == 3
+    assert dataset.decoded == 1  # the first, to estimate
+
+
 def test_whole_files_keep_their_format_until_they_are_made_again(tmp_path: Path) -> None:
     dataset = MemoryDataset(frames=4)
     prepare_superpixels(dataset, "train", tmp_path, form="png", **OPTIONS)

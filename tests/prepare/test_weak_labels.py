@@ -270,7 +270,7 @@ def test_estimates_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     prepare(tmp_path, progress=True)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.index("5 images; 0 files are there") < captured.err.index("s an image")
+    assert captured.err.index("5 images, 0 there already") < captured.err.index("s an image")
 
 
 class Blind(MemoryDataset):

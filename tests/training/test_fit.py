@@ -97,7 +97,7 @@ def test_bad_sample_policies(tmp_path: Path) -> None:
 
 def test_a_batch_larger_than_the_data_leaves_the_old_log(tmp_path: Path) -> None:
     train(tmp_path, settings(steps=2))
-    with pytest.raises(ConfigError, match="do not fill a batch"):
+    with pytest.raises(ConfigError, match="cannot fill a batch"):
         train(tmp_path, settings(batch_size=40))
     assert len(rows(tmp_path)) == 1
 

@@ -14,7 +14,7 @@ from dataset_files import write_nuscenes
 from lidarssl.datasets.image_files import ImageFile
 from lidarssl.datasets.nuscenes import NuScenes
 from lidarssl.errors import ConfigError, DataError
-from lidarssl.frame import Batch, Field, Frame, map_tensors
+from lidarssl.frame import Batch, Field, Frame, FrameId, map_tensors
 from lidarssl.methods.slidr import Slidr
 from lidarssl.prepare.instances import instances_of
 from lidarssl.training.loading import (
@@ -146,17 +146,17 @@ def test_the_last_batch_of_an_epoch_may_be_smaller() -> None:
 
 def test_a_smaller_batch_must_divide_over_processes_too() -> None:
     EpochBatches(9, 4, 6, 0, world=2)
-    with pytest.raises(ConfigError, match="of 1 frames, cannot be split over 2") as caught:
+    with pytest.raises(ConfigError, match="of 1 frame, cannot be split over 2 processes") as caught:
         EpochBatches(9, 4, 6, 0, world=2, drop_last=False)
     assert caught.value.field == "training.drop_last"
-    with pytest.raises(ConfigError, match="do not fill"):
+    with pytest.raises(ConfigError, match="cannot fill"):
         EpochBatches(0, 4, 6, 0, drop_last=False)
 
 
 def test_batch_must_divide_over_processes_and_fit_the_data() -> None:
     with pytest.raises(ConfigError, match="multiple of 2"):
         EpochBatches(10, 3, 6, 0, world=2)
-    with pytest.raises(ConfigError, match="do not fill"):
+    with pytest.raises(ConfigError, match="cannot fill"):
         EpochBatches(3, 4, 6, 0)
 
 
@@ -177,6 +177,19 @@ def test_skip_takes_the_next_good_frame_and_counts() -> None:
     tokens = [frame.token for frame in good_batch(loaded).ids]
     assert sorted(tokens) == ["0000", "0001", "0002", "0005", "0005", "0005", "0006", "0007"]
     assert len(loaded.skipped) == 3
+
+
+def test_what_is_wrong_with_every_frame_is_not_skipped() -> None:
+    class Unreadable(MemoryDataset):
+        def load(self, frame: FrameId, fields: Field = Field.ALL) -> Frame:
+            tried.append(frame)
+            raise ConfigError("the server ignores range requests", field="root")
+
+    tried, dataset = list[FrameId](), Unreadable(frames=8)
+    source = FrameSource(dataset, dataset.frames("train"), Field.NONE, [], 0, "skip")
+    with pytest.raises(ConfigError, match="ignores range requests"):
+        good_batch(next(iter(training_loader(source, EpochBatches(8, 1, 1, 0), 0, None))))
+    assert len(tried) == 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -7,6 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Camera
@@ -45,6 +48,28 @@ def test_bilinear_without_smoothing(size: tuple[int, int]) -> None:
     expected = bilinear_by_loops(image.double() / 255, size)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(resize_bilinear(image.float() / 255, size), found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    # Torch repeats the first row of images of a single column.
+    before=st.tuples(st.integers(1, 70), st.integers(2, 70)),
+    after=st.tuples(st.integers(1, 40), st.integers(2, 40)),
+    kind=st.sampled_from(["uint8", "pixels side by side", "float32", "part"]),
+)
+def test_smoothing_is_that_of_torch(
+    before: tuple[int, int], after: tuple[int, int], kind: str
+) -> None:
+    image = torch.randint(0, 256, (3, *before), dtype=torch.uint8)
+    if kind == "pixels side by side":
+        image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    if kind == "part":
+        image = F.pad(image, (2, 1, 3, 4))[:, 3:-4, 2:-1]
+    plain = F.interpolate(image[None].double(), after, mode="bilinear", antialias=True)[0] / 255
+    values = image.float() / 255 if kind == "float32" else image
+    found = resize_bilinear(values, after, antialias=True)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), plain, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(7, 9), (30, 41)])

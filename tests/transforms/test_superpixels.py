@@ -111,8 +111,18 @@ def test_tokens_cannot_leave_the_folder(tmp_path: Path) -> None:
 def test_settings_of_the_folder_are_checked(tmp_path: Path) -> None:
     (tmp_path / SETTINGS_FILE).write_text(json.dumps(asdict(SlicSettings(segments=30))))
     Superpixels(segments=30, folder=tmp_path)
-    with pytest.raises(ConfigError, match="segments"):
+    with pytest.raises(ConfigError, match="segments 30, not 150") as caught:
         Superpixels(segments=150, folder=tmp_path)
+    assert "--segments 150 --compactness 6.0 --sigma 3.0 --scale 1.0`" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"segments": 30}', '{"segments": "30"}', "{"])
+def test_settings_of_the_folder_may_be_damaged(tmp_path: Path, text: str) -> None:
+    (tmp_path / SETTINGS_FILE).write_text(text)
+    with pytest.raises(DataError, match=SETTINGS_FILE):
+        Superpixels(folder=tmp_path)
+    with pytest.raises(DataError, match="`lidarssl prepare superpixels`"):
+        read_superpixels(tmp_path / "a.png", (4, 6))
 
 
 @pytest.mark.parametrize("bad", [{"segments": 0}, {"compactness": 0.0}, {"scale": 1.5}])

@@ -86,7 +86,7 @@ def undecoded(frame: Frame, suffix: str = ".runs") -> Frame:
         path = Path(f"{camera.token}{suffix}")
         assert camera.superpixels is not None
         ids = SuperpixelFile(encode_superpixels(camera.superpixels, path), path, image.size)
-        counted = Counted(image.data, image.path, image.scale, image.full_size)
+        counted = Counted(image.held, image.path, image.scale, image.full_size)
         waiting = replace(camera, image=None, superpixels=None)
         cameras.append(replace(waiting, undecoded=counted, undecoded_superpixels=ids))
     return replace(frame, cameras=tuple(cameras))
@@ -138,7 +138,7 @@ def test_a_damaged_image_is_reported_when_it_is_decoded() -> None:
     (camera,) = frame.cameras
     file = camera.undecoded
     assert isinstance(file, ImageFile)
-    cut = replace(camera, undecoded=replace(file, data=file.data[: len(file.data) // 2]))
+    cut = replace(camera, undecoded=replace(file, held=file.data[: len(file.data) // 2]))
     matched = paired.MatchPixels()(replace(frame, cameras=(cut,)), sample_generator(0, 0, 0))
     for use in (decoded, lambda one: paired.ResizeWhole()(one, sample_generator(0, 0, 0))):
         with pytest.raises(DataError, match=r"cam0\.png"):

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from lidarssl.backbones.voxelize import PointInputs
+from lidarssl.batching import sizes_of
 from lidarssl.errors import ConfigError
 from lidarssl.frame import PointBatch
 from lidarssl.geometry.boxes import Corner, inside_box
 from lidarssl.geometry.knn import nearest_table, neighbour_table
 from lidarssl.geometry.voxels import voxelize
+from lidarssl.rows import true_rows
 
 Grid = tuple[int, int]
 # Axes of the plane that is left when one is projected out.
@@ -58,16 +60,13 @@ class PlaneGrids:
 
     def cells(self, points: Tensor) -> Tensor:
         """Flat cell of every point in every grid, (P, N) int64; outside = the nearest cell."""
-        low, high = (points.new_tensor(corner, dtype=torch.float64) for corner in self.fov)
-        found = []
-        for axis, (rows, columns) in zip(self.planes, self.grids, strict=True):
-            axes = list(_AXES[axis])
-            shape = low.new_tensor((rows, columns))
-            size = (high[axes] - low[axes]) / shape
-            cell = ((points[:, axes].double() - low[axes]) / size).trunc()
-            row, column = torch.minimum(cell.clamp(min=0), shape - 1).long().unbind(1)
-            found.append(row * columns + column)
-        return torch.stack(found)
+        low, high = points.new_tensor(self.fov, dtype=torch.float64)[..., None]
+        axes = torch.tensor([_AXES[axis] for axis in self.planes], device=points.device)
+        shape = low.new_tensor(self.grids)[..., None]
+        size = (high[axes] - low[axes]) / shape
+        cell = (torch.stack(points.unbind(1)).double()[axes] - low[axes]).div_(size).trunc_()
+        row, column = torch.minimum(cell.clamp_(min=0), shape - 1).long().unbind(1)
+        return row * shape[:, 1].long() + column
 
 
 @dataclass
@@ -134,21 +133,22 @@ class TokenRule:
         """Tokens of the points of several frames."""
         values = self.inputs.of_points(points)
         thinned = self.voxel_size is None or points.thinned_to == self.voxel_size
-        sizes = torch.bincount(points.batch, minlength=points.batch_size).tolist()
         chosen, near, owner, first_point, first_token = [], [], [], 0, 0
-        for cloud in points.points.split(sizes):
+        for cloud in points.points.split(sizes_of(points)):
             kept = self._kept(cloud, thinned)
             chosen.append(kept + first_point)
-            near.append(neighbour_table(cloud[kept], self.neighbours) + first_token)
+            centers = cloud.index_select(0, kept)
+            near.append(neighbour_table(centers, self.neighbours) + first_token)
             owner.append(_owners(cloud, kept) + first_token)
             first_point, first_token = first_point + len(cloud), first_token + len(kept)
         rows = torch.cat(chosen)
+        positions = points.points.index_select(0, rows)
         tokens = PlaneTokens(
-            features=values[rows],
+            features=values.index_select(0, rows),
             neighbours=torch.cat(near),
-            cells=self.grids.cells(points.points[rows]),
+            cells=self.grids.cells(positions),
             weights=values.new_ones(len(self.grids.planes), len(rows)),
-            positions=points.points[rows],
+            positions=positions,
             batch=points.batch[rows],
             token_of_point=torch.cat(owner),
             batch_size=points.batch_size,
@@ -162,8 +162,8 @@ class TokenRule:
         if not thinned and len(cloud):
             assert self.voxel_size is not None
             rows = voxelize(cloud, "waffleiron", self.voxel_size).index
-        inside = inside_box(cloud[rows], *self.grids.fov)
-        return rows[inside] if bool(inside.any()) else rows
+        inside = true_rows(inside_box(cloud.index_select(0, rows), *self.grids.fov))
+        return rows.index_select(0, inside) if len(inside) else rows
 
     def _projected(self, tokens: PlaneTokens) -> PlaneTokens:
         """Number the cells through the batch, and weight the tokens of each."""

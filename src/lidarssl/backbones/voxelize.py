@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from lidarssl.batching import sizes_of
 from lidarssl.errors import ConfigError
 from lidarssl.frame import PointBatch
 from lidarssl.geometry.voxels import VoxelSize, sorted_voxels
 from lidarssl.sparse.levels import Level
 from lidarssl.sparse.maps import KernelMaps
 from lidarssl.sparse.pairs import Rows
+from lidarssl.wording import counted
 
 
 def _xyz(points: PointBatch) -> Tensor:
@@ -65,7 +66,7 @@ class PointInputs:
         for name, values in (("scale", self.scale), ("shift", self.shift)):
             if values is not None and len(values) != len(self.columns):
                 raise ConfigError(
-                    f"{len(values)} values for {len(self.columns)} columns",
+                    f"{counted(len(values), 'value')} for {counted(len(self.columns), 'column')}",
                     field=f"inputs.{name}",
                     remedy="give one per column",
                 )
@@ -74,14 +75,23 @@ class PointInputs:
                 f"{self.reduce!r} is neither 'first' nor 'mean'", field="inputs.reduce"
             )
 
-    def of_points(self, points: PointBatch) -> Tensor:
-        """Input values of every point, (N, len(columns))."""
-        values = torch.stack([_COLUMNS[name](points) for name in self.columns], dim=1)
+    def of_points(self, points: PointBatch, rows: Tensor | None = None) -> Tensor:
+        """Input values of every point, or of those in ``rows``, (N, len(columns))."""
+        values = _chosen([_COLUMNS[name](points) for name in self.columns], rows)
         if self.scale is not None:
             values = values * values.new_tensor(self.scale)
         if self.shift is not None:
             values = values + values.new_tensor(self.shift)
         return values
+
+
+def _chosen(columns: list[Tensor], rows: Tensor | None) -> Tensor:
+    """Columns side by side, of some rows."""
+    if rows is None:
+        return torch.stack(columns, dim=1)
+    if len(columns) == 1:  # single numbers are gathered several times as fast as rows of one
+        return columns[0].index_select(0, rows)[:, None]
+    return torch.stack(columns, dim=1).index_select(0, rows)
 
 
 @dataclass(frozen=True)
@@ -132,12 +142,11 @@ def voxelize_batch(points: PointBatch, grid: VoxelGrid) -> VoxelBatch:
     """
     sites, token_of_point, rows = _voxels_of_frames(points, grid)
     count = rows.start.diff()[:, None]
-    features = grid.inputs.of_points(points)
     if grid.inputs.reduce == "first":
         first = rows.pairs.index_select(0, rows.start[:-1])
-        features = features.index_select(0, first)
+        features = grid.inputs.of_points(points, first)
     else:
-        features = rows.sum(features) / count
+        features = rows.sum(grid.inputs.of_points(points)) / count
     return VoxelBatch(
         grid=grid,
         features=features,
@@ -150,18 +159,17 @@ def voxelize_batch(points: PointBatch, grid: VoxelGrid) -> VoxelBatch:
 
 def _voxels_of_frames(points: PointBatch, grid: VoxelGrid) -> tuple[Tensor, Tensor, Rows]:
     """(V, 4) sorted sites, (N,) voxel of each point, and the points of each voxel."""
-    sizes = torch.bincount(points.batch, minlength=points.batch_size).tolist()
     sites, start = [points.batch.new_empty(0, 4)], []
     owner, order = torch.empty_like(points.batch), torch.empty_like(points.batch)
     first_point = first_voxel = 0
-    for frame, cloud in enumerate(points.points.split(sizes)):
-        coordinates, groups = sorted_voxels(cloud, grid.rule, grid.voxel_size)
-        sites.append(F.pad(coordinates, (1, 0), value=frame))
+    for frame, cloud in enumerate(points.points.split(sizes_of(points))):
+        cells, groups = sorted_voxels(cloud, grid.rule, grid.voxel_size)
+        sites.append(torch.stack([torch.full_like(cells[0], frame), *cells], 1))
         start.append(groups.start + first_point)
         mine = slice(first_point, first_point + cloud.shape[0])
-        torch.add(groups.of_rows(), first_voxel, out=owner[mine])
+        owner[mine].scatter_(0, groups.order, groups.group + first_voxel)
         torch.add(groups.order, first_point, out=order[mine])
         first_point = mine.stop
-        first_voxel += coordinates.shape[0]
+        first_voxel += cells.shape[1]
     start.append(owner.new_tensor([first_point]))
     return torch.cat(sites), owner, Rows(order, torch.cat(start))

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from lidarssl.backbones.base import Backbone
 from lidarssl.backbones.bev import BevGrid, Reading
 from lidarssl.backbones.voxelize import PointInputs
+from lidarssl.batching import sizes_of
 from lidarssl.errors import ConfigError
 from lidarssl.frame import PointBatch, PointFeatures
 from lidarssl.geometry.hard_voxels import (
@@ -100,7 +101,7 @@ class BoundedVoxels:
 
 def bounded_voxels(points: PointBatch, rule: Voxelization) -> BoundedVoxels:
     """Apply the rule to each frame by itself."""
-    sizes = torch.bincount(points.batch, minlength=points.batch_size).tolist()
+    sizes = sizes_of(points)
     within = torch.ones_like(points.batch, dtype=torch.bool)
     if rule.radius is not None:
         within = points.points[:, :2].norm(dim=1) <= rule.radius

@@ -32,6 +32,7 @@ from lidarssl.checkpoints.spconv_layouts import (
 )
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.weights import CONTAINERS, read_content, read_safetensors, state_of, weights_file
+from lidarssl.wording import counted
 
 # Parts that belong to a pretraining task or a detector, whatever network they stand beside.
 HEADS = ("final", "final_class_level", "final_norm", "classifier", "decode_head")
@@ -298,9 +299,7 @@ def _entries(level: Mapping[str, Any], taken: str) -> dict[str, str]:
 def _groups(others: Sequence[str], state: Mapping[str, Tensor]) -> dict[str, str]:
     """Tensors by the first parts of their names."""
     count = Counter(_shown(name.split(".")[0]) for name in others)
-    return {
-        name: "1 tensor" if number == 1 else f"{number} tensors" for name, number in count.items()
-    }
+    return {name: counted(number, "tensor") for name, number in count.items()}
 
 
 def _shown(name: object) -> str:

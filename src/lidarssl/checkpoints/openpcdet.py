@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lidarssl.checkpoints.spconv_layouts import SpconvLayout, convert_layout
 from lidarssl.errors import ConfigError
+from lidarssl.wording import counted
 
 Shapes = dict[str, tuple[int, ...]]
 TRUNK, PLANE = "backbone_3d.", "backbone_2d."
@@ -97,7 +98,7 @@ def check_detector(state: Mapping[str, Tensor]) -> None:
     if problems:
         shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
         raise ConfigError(
-            f"{len(problems)} keys are not as OpenPCDet's {DETECTORS} have them: {shown}",
+            f"{counted(len(problems), 'key')} not as OpenPCDet's {DETECTORS} have them: {shown}",
             field="--to openpcdet",
             remedy="OpenPCDet would leave these parts random: convert a VoxelNet or SECOND with "
             "the widths of the published networks",

@@ -125,6 +125,7 @@ def _add_data(top: Verbs) -> None:
     for parser in (check, stats):
         parser.add_argument("--limit", type=at_least(1), help="so many frames, evenly spread")
         parser.add_argument("--json", action="store_true", help="print JSON")
+        add_quiet(parser)
     check.add_argument("--workers", type=at_least(0), default=2, help="threads")
     add_shard(actions)
     world = actions.open(

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from lidarssl.errors import ConfigError
+from lidarssl.wording import counted
 
 if TYPE_CHECKING:
     from lidarssl.datasets.base import Dataset
@@ -176,7 +177,7 @@ def teacher(arguments: argparse.Namespace, rest: list[str]) -> None:
     )  # fmt: skip
     if arguments.score_split:
         score = score_teacher(dataset, arguments.score_split, arguments.output)
-        print(f"image mIoU on {score.frames} frames: {100 * score.miou:.1f} %")
+        print(f"image mIoU on {counted(score.frames, 'frame')}: {100 * score.miou:.1f} %")
     print(arguments.output)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lidarssl.errors import ConfigError, DataError
+from lidarssl.wording import counted
 
 if TYPE_CHECKING:
     from lidarssl.datasets.base import Dataset
@@ -41,7 +42,10 @@ def data_check(arguments: argparse.Namespace, rest: list[str]) -> int:
     from lidarssl.recipes.schema import build_dataset
 
     dataset = build_dataset(arguments.dataset, rest)
-    report = check(dataset, _split(dataset, arguments), arguments.limit, arguments.workers)
+    report = check(
+        dataset, _split(dataset, arguments), arguments.limit, arguments.workers,
+        not arguments.quiet,
+    )  # fmt: skip
     print(report.to_json() if arguments.json else report)
     return 0 if report.ok else 1
 
@@ -58,7 +62,9 @@ def data_stats(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.recipes.schema import build_dataset
 
     dataset = build_dataset(arguments.dataset, rest)
-    report = stats(dataset, _split(dataset, arguments), arguments.limit)
+    report = stats(
+        dataset, _split(dataset, arguments), arguments.limit, progress=not arguments.quiet
+    )
     print(report.to_json() if arguments.json else report)
 
 
@@ -86,7 +92,8 @@ def data_synthesize(arguments: argparse.Namespace, rest: list[str]) -> None:
         world = build_world(rest, WorldConfig.kitti())
         splits = tuple(split for split in world.splits if split.name in SEQUENCES)
         write_semantic_kitti(world, arguments.output, arguments.workers, progress)
-    print(f"{arguments.output}: {sum(split.scenes * split.frames for split in splits)} frames")
+    frames = sum(split.scenes * split.frames for split in splits)
+    print(f"{arguments.output}: {counted(frames, 'frame')}")
 
 
 def pretrain(arguments: argparse.Namespace, rest: list[str]) -> None:

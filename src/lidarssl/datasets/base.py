@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lidarssl.frame import Field, Frame, FrameId
 
@@ -38,6 +39,19 @@ class Stream:
     name: str
     weight: float
     frames: Sequence[int]
+
+
+@dataclass(frozen=True)
+class MadeWith:
+    """What the superpixels that frames bring were made with.
+
+    Attributes:
+        settings: by name, as beside the files of the pass that made them.
+        where: that is told, for messages.
+    """
+
+    settings: Mapping[str, Any]
+    where: str
 
 
 class Dataset(ABC):
@@ -125,6 +139,10 @@ class Dataset(ABC):
         where a dataset does not tell.
         """
         return {}
+
+    def superpixels_made_with(self, split: str) -> MadeWith | None:
+        """How the superpixels of a split were made; None where there are none, or nobody noted."""
+        return None
 
     def of(self, frame: FrameId) -> Dataset:
         """The dataset whose classes, colours and direction of travel are those of a frame."""

@@ -30,11 +30,15 @@ OBJECT_STORES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "ab
 """Schemes that fsspec reads, and the package that each needs."""
 _PART = 1 << 20
 _PASSING = (408, 429, 500, 502, 503, 504)
+_SHORTER = (
+    "the file is cut, or not the one that its index was packed with: copy or upload the tar files "
+    "and tables of one packing again"
+)
 _REMEDIES = {
     401: "the server asks who you are: serve the bucket to this machine, e.g. with `rclone serve`",
     403: "you may not read it: check the rights of the bucket, or whether the link has expired",
     404: "check root, and that every shard and index was uploaded",
-    416: "the file is shorter than its index says: upload it again",
+    416: _SHORTER,
 }
 
 
@@ -58,15 +62,13 @@ class Store(ABC):
         """Exactly ``size`` bytes from ``offset`` on, which the caller may keep and change.
 
         Raises:
+            ConfigError: the store cannot read ranges.
             DataError: the file is missing, cannot be read, or ends before.
         """
 
-    def _ended(self, name: str, offset: int, size: int) -> DataError:
+    def _ended(self, name: str, end: int) -> DataError:
         return DataError(
-            f"ends before byte {offset + size}",
-            path=self.where(name),
-            field="shard",
-            remedy="copy or upload the file again; it is shorter than its index says",
+            f"ends before byte {end}", path=self.where(name), field="shard", remedy=_SHORTER
         )
 
     def _too_large(self, name: str, limit: int) -> DataError:
@@ -115,12 +117,12 @@ class LocalStore(Store):
     def read_range(self, name: str, offset: int, size: int) -> bytearray:
         with self._open(name) as (file, there):
             if offset + size > there:
-                raise self._ended(name, offset, size)
+                raise self._ended(name, offset + size)
             file.seek(offset)
             data = bytearray(size)
             found = file.readinto(data)
         if found != size:
-            raise self._ended(name, offset, size)
+            raise self._ended(name, offset + size)
         return data
 
     def _open(self, name: str, remedy: str | None = None) -> _Opened:
@@ -258,11 +260,23 @@ class HttpStore(Store):
         if asked is None:
             return
         told = str(response.headers.get("Content-Range", ""))
+        if response.status == 200:
+            # Of the server, not of the file: no other try or frame would do better.
+            raise ConfigError(
+                "the server ignores range requests: asked for a part of a file, it sends all of it",
+                path=self.where(name),
+                field="root",
+                remedy="serve the folder with an object store, nginx or `rclone serve http`, which "
+                "answer them (`python -m http.server` does not), or copy it to a disk",
+            )
+        end, whole = int(asked.rpartition("-")[2]) + 1, told.rpartition("/")[2]
+        if whole.isdecimal() and int(whole) < end:
+            raise self._ended(name, end)
         if response.status != 206 or not told.startswith(f"{asked.replace('=', ' ')}/"):
             raise self._failed(
                 name,
-                f"of {asked} the server sends status {response.status}, '{told[:60]}'",
-                "use a server that answers range requests, as `rclone serve http` does",
+                f"asked for {asked}, the server sends status {response.status} and '{told[:60]}'",
+                "check root; another server or cache stands between it and the bucket",
             )
 
     def _failed(self, name: str, problem: str, remedy: str | None = None) -> DataError:
@@ -308,7 +322,7 @@ class ObjectStore(Store):
     def read_range(self, name: str, offset: int, size: int) -> bytearray:
         data = self._fetch(name, offset, size)
         if len(data) != size:
-            raise self._ended(name, offset, size)
+            raise self._ended(name, offset + size)
         return bytearray(data)
 
     def _fetch(self, name: str, offset: int, size: int) -> bytes:

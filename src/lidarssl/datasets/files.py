@@ -8,8 +8,9 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from lidarssl.errors import DataError
 
@@ -22,7 +23,15 @@ CHUNK = 4 * MEBIBYTE
 
 
 def read_bytes(path: Path, limit: int, remedy: str | None = None) -> bytes:
-    """Content of a regular file of at most ``limit`` bytes.
+    """Content of a file (see ``open_file``)."""
+    with open_file(path, limit, remedy) as file:
+        # As many bytes as are asked for are allocated before any is read.
+        return file.read(min(limit, os.fstat(file.fileno()).st_size))
+
+
+@contextmanager
+def open_file(path: Path, limit: int, remedy: str | None = None) -> Iterator[BinaryIO]:
+    """A regular file of at most ``limit`` bytes, to read from.
 
     Args:
         path: the file.
@@ -43,8 +52,7 @@ def read_bytes(path: Path, limit: int, remedy: str | None = None) -> bytes:
                 remedy="check that this is the file it claims to be",
             )
         with path.open("rb") as file:
-            # As many bytes as are asked for are allocated before any is read.
-            return file.read(status.st_size)
+            yield file
     except FileNotFoundError as error:
         remedy = remedy or "check that the dataset is complete"
         raise DataError("file not found", path=path, remedy=remedy) from error
@@ -52,7 +60,7 @@ def read_bytes(path: Path, limit: int, remedy: str | None = None) -> bytes:
         raise DataError(f"cannot be read ({error})", path=path) from error
 
 
-def parse_json(data: bytes, path: Path) -> Any:
+def parse_json(data: bytes, path: str | Path) -> Any:
     """Value of a JSON document; NaN and infinities are refused.
 
     Raises:
@@ -157,7 +165,7 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
 
-def _malformed_json(error: BaseException, path: Path) -> DataError:
+def _malformed_json(error: BaseException, path: str | Path) -> DataError:
     return DataError(
         f"malformed JSON ({str(error)[:200]})", path=path, remedy="unpack or write the file again"
     )

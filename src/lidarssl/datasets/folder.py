@@ -41,6 +41,7 @@ from lidarssl.datasets.point_files import (
 )
 from lidarssl.errors import DataError, unknown_name
 from lidarssl.frame import Camera, Field, Frame, FrameId
+from lidarssl.wording import counted
 
 POINT_SUFFIXES = (".bin", ".npy", ".pcd", ".ply")
 WHOLE = "all"
@@ -267,7 +268,7 @@ class Folder(Dataset):
             poses = parse_poses(read_bytes(path, TEXT_FILE_LIMIT), path, sizes=(12, 16))
             if len(poses) != len(stems):
                 raise DataError(
-                    f"has {len(poses)} poses for {len(stems)} sweeps",
+                    f"has {counted(len(poses), 'pose')} for {counted(len(stems), 'sweep')}",
                     path=path,
                     field="poses",
                     remedy="write one line per sweep, in the order of their names",

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lidarssl.datasets.files import IMAGE_FILE_LIMIT, read_bytes
+from lidarssl.datasets.files import IMAGE_FILE_LIMIT, open_file, read_bytes
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Camera, Field
 
@@ -30,17 +31,26 @@ class ImageFile:
     """An 8-bit image as its file holds it; only decoding tells whether the file is whole.
 
     Attributes:
-        data: content of a JPEG, PNG, WebP or BMP file.
-        path: its name, for messages.
+        held: content of a JPEG, PNG, WebP or BMP file, or None while it is on disk alone.
+        path: its place, or its name for messages.
         scale: factor on width and height, in (0, 1]; JPEG is decoded at a fraction of its size
             where this allows.
         full_size: (height, width) before scaling.
     """
 
-    data: bytes
+    held: bytes | None
     path: Path
     scale: float
     full_size: tuple[int, int]
+
+    @property
+    def data(self) -> bytes:
+        """Content of the file.
+
+        Raises:
+            DataError: it is not there any more, or cannot be read.
+        """
+        return read_bytes(self.path, IMAGE_FILE_LIMIT) if self.held is None else self.held
 
     @property
     def size(self) -> tuple[int, int]:
@@ -60,7 +70,7 @@ class ImageFile:
             part.indices(length) for part, length in zip((rows, columns), self.size, strict=True)
         )
         with _decoding(self.path):
-            image = _scaled(Image.open(io.BytesIO(self.data), formats=_FORMATS), self.scale)
+            image = _scaled(_header(io.BytesIO(self.data)), self.scale)
             image = image if image.mode == "RGB" else image.convert("RGB")
             if (right - left, bottom - top) != image.size:
                 image = image.crop((left, top, right, bottom))
@@ -68,19 +78,19 @@ class ImageFile:
 
 
 def open_image(path: Path, scale: float = 1.0) -> ImageFile:
-    """An image of which only the header is looked at.
+    """An image of which no more than the header is read.
 
     Raises:
         DataError: missing, too large, not an 8-bit image, or above 50 million pixels.
     """
-    return image_file(read_bytes(path, IMAGE_FILE_LIMIT), path, scale)
+    with open_file(path, IMAGE_FILE_LIMIT) as file, _decoding(path):
+        return ImageFile(None, path, scale, _checked_size(_header(file), path))
 
 
 def image_file(data: bytes, path: Path, scale: float) -> ImageFile:
     """The content of a file, of which only the header is looked at (see ``open_image``)."""
     with _decoding(path):
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        return ImageFile(data, path, scale, _checked_size(image, path))
+        return ImageFile(data, path, scale, _checked_size(_header(io.BytesIO(data)), path))
 
 
 def with_image(camera: Camera, image: ImageFile, fields: Field) -> Camera:
@@ -138,6 +148,10 @@ def _decoding(path: Path) -> Iterator[None]:
             field="image",
             remedy="get the file again, or remove the frame",
         ) from error
+
+
+def _header(file: IO[bytes]) -> Image.Image:
+    return Image.open(file, formats=_FORMATS)
 
 
 def _checked_size(image: Image.Image, path: Path) -> tuple[int, int]:

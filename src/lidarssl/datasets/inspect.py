@@ -16,6 +16,7 @@ from lidarssl.datasets.base import Dataset, describe_missing
 from lidarssl.datasets.measures import StatsReport, Sums, image_size, matched, sums_of
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Camera, Field, Frame, FrameId
+from lidarssl.wording import counted
 
 Result = TypeVar("Result")
 
@@ -68,7 +69,8 @@ class CheckReport:
         carried = [*(["points"] if self.points else []), *self.provides]
         conditions = ", ".join(f"{name} {count}" for name, count in self.conditions.items())
         lines = [
-            f"{self.dataset} {self.split}: {self.frames} frames in {self.sequences} sequences; "
+            f"{self.dataset} {self.split}: {counted(self.frames, 'frame')} in "
+            f"{counted(self.sequences, 'sequence')}; "
             f"{self.checked} checked, {len(self.problems)} bad",
             f"  carry: {', '.join(carried)}",
             *([f"  conditions: {conditions}"] if conditions else []),
@@ -104,7 +106,7 @@ def check(
         progress: show a bar.
 
     Raises:
-        ConfigError: unknown split.
+        ConfigError: unknown split, or a dataset of which no frame can be read as it is set up.
         DataError: the split has no frames.
     """
     ids = dataset.frames(split)
@@ -150,6 +152,8 @@ def _check_frame(dataset: Dataset, frame_id: FrameId, provided: Field) -> _Check
         if dataset.of(frame_id).lidar:
             pairs = {camera.name: len(matched(frame, camera)) for camera in frame.cameras}
         _check_content(frame, provided, dataset, pairs)
+    except ConfigError:
+        raise
     except DataError as error:
         return _Checked(problem=Problem(str(frame_id), str(error)))
     return _Checked(pairs)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lidarssl.datasets.files import IMAGE_FILE_LIMIT, read_bytes
 from lidarssl.datasets.image_files import PIXEL_LIMIT
 from lidarssl.errors import DataError
+from lidarssl.wording import counted
 
 # Of a palette image the indices are the ids; its colours are for the eye.
 _MODES = ("L", "P")
@@ -100,7 +101,7 @@ def map_pixels(raw: np.ndarray, lookup: np.ndarray, path: Path) -> Tensor:
     if unknown.any():
         values = ", ".join(str(value) for value in np.unique(raw[unknown])[:8])
         raise DataError(
-            f"{int(unknown.sum())} pixels have ids that are not in the class table: {values}",
+            f"{counted(int(unknown.sum()), 'pixel')} with ids outside of the class table: {values}",
             path=path,
             field="labels",
             remedy="check that the labels belong to this dataset and are of this kind",

@@ -15,6 +15,7 @@ from lidarssl.datasets.base import Dataset
 from lidarssl.errors import DataError
 from lidarssl.frame import Camera, Frame
 from lidarssl.geometry.projection import match_pixels
+from lidarssl.wording import counted
 
 RANGE_STEP = 0.1
 RANGE_BINS = 3000
@@ -64,11 +65,11 @@ class StatsReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.dataset} {self.split}: {self.frames} frames, {self._counted()}",
+            f"{self.dataset} {self.split}: {counted(self.frames, 'frame')}, {self._counted()}",
             *self._of_points(),
             *_shares(self.class_points, "points"),
             *_shares(self.class_pixels, "pixels"),
-            *(f"  {name}: {count} images" for name, count in self.image_sizes.items()),
+            *(f"  {name}: {counted(count, 'image')}" for name, count in self.image_sizes.items()),
         ]
         if self.matched_fraction is not None:
             lines.append(f"  in at least one image: {self.matched_fraction:.2%} of the points")
@@ -77,7 +78,7 @@ class StatsReport:
     def _counted(self) -> str:
         if self.intensity is None:
             return "images alone"
-        return f"{self.points} points ({self.points_per_frame:.0f} per frame)"
+        return f"{counted(self.points, 'point')} ({self.points_per_frame:.0f} per frame)"
 
     def _of_points(self) -> list[str]:
         intensity = self.intensity

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lidarssl.errors import ConfigError, DataError
+from lidarssl.wording import counted
 
 KITTI_COLUMNS = ("x", "y", "z", "intensity")
 NUSCENES_COLUMNS = ("x", "y", "z", "intensity", "ring")
@@ -289,7 +290,7 @@ def map_labels(raw: np.ndarray, lookup: np.ndarray, path: Path) -> Tensor:
     if train.min(initial=0) < 0:
         unknown = np.unique(raw[train < 0])
         raise DataError(
-            f"{int((train < 0).sum())} points have labels that are not in the class table: "
+            f"{counted(int((train < 0).sum()), 'point')} with labels outside of the class table: "
             f"{', '.join(str(value) for value in unknown[:8])}",
             path=path,
             field="labels",

@@ -23,6 +23,7 @@ import io
 import math
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +39,10 @@ from lidarssl.datasets.point_files import parse_npy_header
 from lidarssl.datasets.shard_frames import REMEDY, describe
 from lidarssl.errors import DataError
 from lidarssl.frame import Frame
+from lidarssl.wording import counted
 
 BLOCK = 512
+CHECKSUM = 8
 END = bytes(2 * BLOCK)
 """What closes a tar file."""
 FRAME = "frame.json"
@@ -110,12 +113,19 @@ def padded(size: int) -> int:
     return BLOCK + size + -size % BLOCK
 
 
-def parse_member(data: memoryview, name: str, size: int, path: Path) -> memoryview:
+def checksum(data: bytes | memoryview) -> str:
+    """CRC-32 in ``CHECKSUM`` hexadecimal digits."""
+    return f"{zlib.crc32(data):08x}"
+
+
+def parse_member(
+    data: memoryview, name: str, size: int, check: str, path: str | Path
+) -> memoryview:
     """Content of the member that ``data`` starts with.
 
     Args:
         data: from its header on, ``BLOCK + size`` bytes or more.
-        name, size: what it must be.
+        name, size, check: what it must be; ``check`` is the ``checksum`` of its content.
         path: for messages.
 
     Raises:
@@ -126,20 +136,25 @@ def parse_member(data: memoryview, name: str, size: int, path: Path) -> memoryvi
         found = (info.name, info.size, info.isreg())
     # A damaged header fails in every way a parser of numbers can.
     except Exception as error:
-        raise DataError(
-            f"there is no tar header of '{name}' ({str(error)[:100]})",
-            path=path,
-            field="shard",
-            remedy=REMEDY,
+        raise _foreign(
+            f"no file starts where '{name}' should ({str(error)[:100]})", path
         ) from error
     if found != (name, size, True) or len(data) < BLOCK + size:
-        raise DataError(
-            f"holds '{found[0][:60]}' of {found[1]} bytes where its index says '{name}' of {size}",
-            path=path,
-            field="shard",
-            remedy="use the index that was packed with this shard, or pack both again",
-        )
-    return data[BLOCK : BLOCK + size]
+        there = f"'{found[0][:60]}' of {found[1]} bytes"
+        raise _foreign(f"{there} is where '{name}' of {size} should be", path)
+    content = data[BLOCK : BLOCK + size]
+    if checksum(content) != check:
+        raise _foreign(f"'{name}' has another content", path)
+    return content
+
+
+def _foreign(problem: str, path: str | Path) -> DataError:
+    return DataError(
+        f"the shard is damaged, or not the one that its index was packed with: {problem}",
+        path=path,
+        field="shard",
+        remedy="copy or upload the tar files and tables of one packing again",
+    )
 
 
 def encode_frame(
@@ -263,7 +278,8 @@ def parse_column(data: memoryview, path: Path, kind: str, count: int) -> Tensor:
         if not floats or np.isfinite(array).all():
             return torch.from_numpy(array.astype(np.float32 if floats else np.int64, copy=False))
     raise DataError(
-        f"an array of shape {shape} and type {dtype} is not the finite {kind} of {count} points",
+        f"an array of shape {shape} and type {dtype} is not the finite {kind} of "
+        f"{counted(count, 'point')}",
         path=path,
         field=kind,
         remedy=REMEDY,

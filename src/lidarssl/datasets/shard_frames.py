@@ -17,7 +17,7 @@ from lidarssl.datasets.point_files import POINT_LIMIT
 from lidarssl.errors import DataError
 from lidarssl.frame import Boxes, Camera, Frame, FrameId
 
-REMEDY = "pack the shard again with `lidarssl data shard`, or get it again"
+REMEDY = "get the shard again, or delete it and run the same `lidarssl data shard` once more"
 CAMERA_LIMIT = 64
 _BOX_LIMIT = 100_000
 _NAME_LIMIT = 500
@@ -83,7 +83,7 @@ def _numbers(matrix: Tensor) -> list[list[float | None]]:
     return [[None if value != value else value for value in row] for row in matrix.tolist()]
 
 
-def parse_description(data: bytes, path: Path) -> Description:
+def parse_description(data: bytes, path: str | Path) -> Description:
     """Content of a ``frame.json``.
 
     Raises:

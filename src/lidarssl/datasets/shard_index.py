@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lidarssl.datasets.base import ClassTable
-from lidarssl.datasets.shard_files import BLOCK, Member, key, member, padded
+from lidarssl.datasets.shard_files import BLOCK, CHECKSUM, Member, key, member, padded
 from lidarssl.frame import Field
 
 INDEX_FILE = "index.json"
@@ -33,12 +33,14 @@ class SplitEntry:
         frames, shards: how many.
         fields: names of what frames carry.
         cameras: names of all.
+        superpixels: see ``FrameTable``.
     """
 
     frames: int
     shards: int
     fields: tuple[str, ...]
     cameras: tuple[str, ...]
+    superpixels: dict[str, float] | None = None
 
     @property
     def provides(self) -> Field:
@@ -102,6 +104,7 @@ class Row:
     Attributes:
         offset: of its first file in the tar file.
         sizes: of its files, in the order of the layout.
+        checks: checksums of their content, one behind the other.
     """
 
     sequence: str
@@ -109,9 +112,12 @@ class Row:
     layout: int
     offset: int
     sizes: tuple[int, ...]
+    checks: str
 
     def to_list(self) -> list[Any]:
-        return [self.sequence, self.token, self.layout, self.offset, list(self.sizes)]
+        return [
+            self.sequence, self.token, self.layout, self.offset, list(self.sizes), self.checks
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,7 @@ class FrameTable:
         shares: by skip; None = any share is every skip-th frame.
         conditions: sequence and token of frames, see ``Dataset.conditions``.
         absent: see ``Dataset.absent``.
+        superpixels: what they were made with, by name; None = there are none, or nobody noted.
     """
 
     shards: tuple[ShardFile, ...]
@@ -135,12 +142,15 @@ class FrameTable:
     shares: dict[int, Share] | None = None
     conditions: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     absent: str = ""
+    superpixels: dict[str, float] | None = None
 
     @property
     def entry(self) -> SplitEntry:
         """What ``index.json`` says of the split."""
         cameras = dict.fromkeys(name for layout in self.layouts for name in layout.cameras)
-        return SplitEntry(len(self.rows), len(self.shards), self.fields, tuple(cameras))
+        return SplitEntry(
+            len(self.rows), len(self.shards), self.fields, tuple(cameras), self.superpixels
+        )
 
     @cached_property
     def first_rows(self) -> np.ndarray:
@@ -155,8 +165,10 @@ class FrameTable:
         """Every file of a frame, in order."""
         frame, offset, found = self.rows[row], self.rows[row].offset, []
         layout = self.layouts[frame.layout]
-        for suffix, size in zip(layout.members, frame.sizes, strict=True):
-            found.append(Place(member(suffix, Path(suffix)), f"{key(row)}.{suffix}", offset, size))
+        for number, (suffix, size) in enumerate(zip(layout.members, frame.sizes, strict=True)):
+            check = frame.checks[number * CHECKSUM : (number + 1) * CHECKSUM]
+            name = f"{key(row)}.{suffix}"
+            found.append(Place(member(suffix, Path(suffix)), name, offset, size, check))
             offset += padded(size)
         return found
 
@@ -172,18 +184,20 @@ class FrameTable:
             else {str(skip): asdict(share) for skip, share in self.shares.items()},
             "conditions": self.conditions,
             "absent": self.absent,
+            "superpixels": self.superpixels,
         }
         return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A file of a frame in its shard: header at ``offset``, then ``size`` bytes."""
+    """A file of a frame in its shard: header at ``offset``, then ``size`` bytes of ``check``."""
 
     member: Member
     name: str
     offset: int
     size: int
+    check: str
 
     @property
     def end(self) -> int:

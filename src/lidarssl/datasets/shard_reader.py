@@ -18,6 +18,7 @@ from lidarssl.datasets.shard_files import (
 from lidarssl.datasets.shard_frames import REMEDY, Description, parse_description
 from lidarssl.datasets.shard_index import Place
 from lidarssl.errors import DataError
+from lidarssl.wording import counted
 
 GAP = 64 << 10
 """Bytes between two files of a frame that are read along rather than asked for by themselves."""
@@ -43,11 +44,13 @@ class StoredFrame:
             data = memoryview(store.read_range(shard, first, run[-1].end - first))
             for place in run:
                 part = data[place.offset - first : place.end - first]
-                path = self._path(place.name)
-                self._contents[place.name] = parse_member(part, place.name, place.size, path)
+                self._contents[place.name] = parse_member(
+                    part, place.name, place.size, place.check, self._where(place.name)
+                )
 
     def description(self) -> Description:
-        return parse_description(*self._file("frame"))
+        name = self._names["frame", None]
+        return parse_description(bytes(self._contents[name]), self._where(name))
 
     def column(self, kind: str, count: int) -> Tensor | None:
         """A column of the points, or None where it was not read."""
@@ -81,13 +84,14 @@ class StoredFrame:
 
     def error(self, problem: str, kind: str = "frame", camera: int | None = None) -> DataError:
         """An error of one of the files."""
-        path = self._path(self._names[kind, camera])
-        return DataError(problem, path=path, field=kind, remedy=REMEDY)
+        where = self._where(self._names[kind, camera])
+        return DataError(problem, path=where, field=kind, remedy=REMEDY)
 
     def _checked(self, ids: Tensor, kind: str, camera: int | None, classes: int | None) -> Tensor:
         low, high = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
         if low < 0 or (classes is not None and high >= classes):
-            raise self.error(f"ids {low}..{high} are not those of {classes} classes", kind, camera)
+            those = "" if classes is None else f" of {counted(classes, 'class', 'classes')}"
+            raise self.error(f"ids {low}..{high} are not those{those}", kind, camera)
         return ids
 
     def _file(self, kind: str, camera: int | None = None) -> tuple[bytes, Path]:
@@ -95,7 +99,10 @@ class StoredFrame:
         return bytes(self._contents[name]), self._path(name)
 
     def _path(self, name: str) -> Path:
-        return Path(f"{self._shard}/{name}")
+        return Path(self._where(name))
+
+    def _where(self, name: str) -> str:
+        return f"{self._shard}/{name}"
 
 
 def runs(places: Sequence[Place]) -> list[list[Place]]:

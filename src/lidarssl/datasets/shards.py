@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lidarssl.datasets.base import ClassTable, Dataset
+from lidarssl.datasets.base import ClassTable, Dataset, MadeWith
 from lidarssl.datasets.byte_ranges import Store, open_store
 from lidarssl.datasets.image_files import (
     check_scale,
@@ -80,7 +80,7 @@ class Shards(Dataset):
         self.image_scale = check_scale(image_scale)
         index = parse_index(
             self._store.read(INDEX_FILE, INDEX_LIMIT, "give the folder that holds the shards"),
-            Path(self._store.where(INDEX_FILE)),
+            self._store.where(INDEX_FILE),
         )
         self.name, self.lidar, self.classes = index.dataset, index.lidar, index.classes
         self.box_classes, self.forward = index.box_classes, index.forward
@@ -107,6 +107,10 @@ class Shards(Dataset):
         entry = self._entry(split)
         seen = entry.cameras if self.chosen is None else set(self.chosen) & set(entry.cameras)
         return entry.provides if seen else entry.provides & ~_PIXELS
+
+    def superpixels_made_with(self, split: str) -> MadeWith | None:
+        settings = self._entry(split).superpixels
+        return None if settings is None else MadeWith(settings, self._store.where(INDEX_FILE))
 
     def label_fraction(self, split: str, skip: int) -> list[FrameId]:
         """The frames that the dataset's own rule keeps, as far as they were noted when packing.
@@ -148,10 +152,11 @@ class Shards(Dataset):
         ]
         stored = StoredFrame(self._store, split.table.shard_of(row).name, places)
         told = stored.description()
-        if told.id != frame or tuple(one.name for one in told.cameras) != layout.cameras:
+        names = tuple(one.name for one in told.cameras)
+        if told.id != frame or names != layout.cameras:
             raise stored.error(
-                f"holds frame {told.id} with {len(told.cameras)} cameras where its index says "
-                f"{frame} with {len(layout.cameras)}"
+                f"holds frame {told.id} with cameras {', '.join(names) or 'none'} where its index "
+                f"says {frame} with {', '.join(layout.cameras) or 'none'}"
             )
         return self._frame(stored, told, fields, cameras)
 
@@ -210,12 +215,12 @@ class Shards(Dataset):
     def _split(self, split: str) -> _Split:
         if split not in self._splits:
             entry, name = self._entry(split), frames_file(split)
-            path = Path(self._store.where(name))
+            path = self._store.where(name)
             table = parse_frame_table(self._store.read(name, FRAMES_LIMIT), path)
             if (entry.frames, entry.shards) != (len(table.rows), len(table.shards)):
                 raise DataError(
-                    f"has {len(table.rows)} frames in {len(table.shards)} shards, but "
-                    f"{INDEX_FILE} says {entry.frames} in {entry.shards}",
+                    f"tells of frames and shards {len(table.rows)} and {len(table.shards)}, but "
+                    f"{INDEX_FILE} of {entry.frames} and {entry.shards}",
                     path=path,
                     field="frames",
                     remedy="copy or upload all files of one packing",
@@ -253,7 +258,7 @@ class Shards(Dataset):
 class _Split:
     """The frames of a split: ids in order, and the row of each."""
 
-    def __init__(self, dataset: str, table: FrameTable, path: Path) -> None:
+    def __init__(self, dataset: str, table: FrameTable, path: str) -> None:
         self.table = table
         self.ids = [FrameId(dataset, row.sequence, row.token) for row in table.rows]
         self.rows = {frame: row for row, frame in enumerate(self.ids)}

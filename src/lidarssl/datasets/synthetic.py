@@ -62,6 +62,14 @@ class Synthetic(NuScenes):
         cameras: Sequence[str] | None = None,
         image_scale: float = 1.0,
     ) -> None:
+        if not Path(root).is_dir():
+            raise DataError(
+                "there is no such folder",
+                path=root,
+                field="root",
+                remedy=f"make the world with `lidarssl data synthesize {root}`; `lidarssl demo` "
+                "makes the one of the recipes, with their teacher",
+            )
         super().__init__(root, version, cameras, image_scale)
 
     @classmethod

@@ -47,6 +47,7 @@ from lidarssl.experiments.conversion import (
 from lidarssl.experiments.record import weights_of
 from lidarssl.geometry.voxels import cell_coordinates
 from lidarssl.recipes import schema
+from lidarssl.wording import counted
 
 _OWN_SUFFIX, _TORCH_SUFFIXES = ".safetensors", (".pt", ".pth", ".ckpt", ".bin")
 # Whose code reads a file, and as which option.
@@ -88,7 +89,7 @@ def description(network: Network) -> str:
     rows = {
         "from": network.source,
         "network": describe(network),
-        "parameters": f"{parameters:,} in {len(network.state)} tensors",
+        "parameters": f"{parameters:,} in {counted(len(network.state), 'tensor')}",
         "place": ", ".join(place) or "top of the file, no prefix",
         "left out": ", ".join(left_out) or "nothing",
     }

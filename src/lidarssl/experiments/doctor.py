@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lidarssl import __version__
+from lidarssl.wording import counted
 
 PYTHON = ((3, 11), (3, 14))
 TORCH = (2, 10)
@@ -115,7 +116,7 @@ def device_name() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"cpu ({torch.get_num_threads()} threads)"
+    return f"cpu ({counted(torch.get_num_threads(), 'thread')})"
 
 
 def version_of(package: str) -> str | None:
@@ -141,7 +142,8 @@ def _identity() -> Iterable[Finding]:
     yield Finding(
         "python", f"{sys.version.split()[0]}, {sys.executable}", good, "" if good else wanted
     )
-    yield Finding("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores")
+    cores = counted(os.cpu_count() or 1, "core")
+    yield Finding("machine", f"{platform.system()} {platform.machine()}, {cores}")
 
 
 def crowding(workers: int, threads: int, cores: int) -> str | None:
@@ -152,9 +154,10 @@ def crowding(workers: int, threads: int, cores: int) -> str | None:
     """
     if workers == 0 or threads == 1 or workers + threads <= cores:
         return None
+    processes = counted(workers, "loader process", "loader processes")
     return (
-        f"note: {workers} loader processes and {threads} threads share {cores} cores and slow "
-        f"each other down; try --training.workers 0, or OMP_NUM_THREADS={max(1, cores - workers)}"
+        f"note: {processes} and {threads} threads share {counted(cores, 'core')} and slow each "
+        f"other down; try --training.workers 0, or OMP_NUM_THREADS={max(1, cores - workers)}"
     )
 
 

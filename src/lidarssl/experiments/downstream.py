@@ -56,6 +56,7 @@ from lidarssl.tasks.semantic import (
 from lidarssl.training.fit import choose_device, fit
 from lidarssl.training.requirements import check_needs
 from lidarssl.transforms.base import Transform
+from lidarssl.wording import counted
 
 POINTS = {
     "all": "Every point of every scan counts.",
@@ -179,9 +180,9 @@ def _train(
         few = frames.train[: recipe.adapt_frames]
         adapt_batch_norm(backbone, frames.batches(few, backbone), device)
     name = _protocol(recipe).value
-    with recorder.stage(name, f"{method}, {len(frames.train)} labelled frames"):
+    with recorder.stage(name, f"{method}, {counted(len(frames.train), 'labelled frame')}"):
         task = train_task(recipe, frames, recorder, resume, progress)
-    with recorder.stage("evaluate", f"{len(frames.val)} frames of {recipe.val_split}"):
+    with recorder.stage("evaluate", f"{counted(len(frames.val), 'frame')} of {recipe.val_split}"):
         val = frames.batches(frames.val, backbone)
         matrix = evaluate(task, val, device, frames.val_batches, progress)
     return Judged(method, task, [matrix])

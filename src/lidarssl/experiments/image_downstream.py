@@ -33,6 +33,7 @@ from lidarssl.report.schema import PIXEL_POSITION, RANDOM_INIT, Protocol, Protoc
 from lidarssl.tasks.image_segmentation import ImageSegmentation, evaluate_images
 from lidarssl.training.fit import choose_device, fit
 from lidarssl.weights import read_safetensors
+from lidarssl.wording import counted
 
 CONFUSIONS_FILE = "confusions.safetensors"
 """Confusion matrix of every frame that a run was judged on."""
@@ -108,7 +109,7 @@ def _train(
         built = architecture(task.encoder, loaded.resolved, "task", "encoder")
         method = load_encoder(task.encoder, checkpoint, built)
     stage = protocol_of(recipe).value
-    with recorder.stage(stage, f"{method}, {len(frames.train)} labelled frames"):
+    with recorder.stage(stage, f"{method}, {counted(len(frames.train), 'labelled frame')}"):
         result = fit(
             task, recipe.dataset, frames.train, frames.fields, task.transforms(True),
             recipe.training, recorder.run, stage, resume=resume, progress=progress,
@@ -117,7 +118,7 @@ def _train(
     if result.interrupted:
         raise KeyboardInterrupt
     recorder.notes.extend(skipped_note(result.skipped))
-    with recorder.stage("evaluate", f"{len(frames.val)} frames of {recipe.val_split}"):
+    with recorder.stage("evaluate", f"{counted(len(frames.val), 'frame')} of {recipe.val_split}"):
         val = frames.batches(frames.val)
         matrices = evaluate_images(task, val, device, frames.val_batches, progress)
     return JudgedImages(method, task, matrices)

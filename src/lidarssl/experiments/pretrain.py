@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +40,9 @@ from lidarssl.training.loading import (
     good_batch,
     training_loader,
 )
-from lidarssl.training.requirements import check_needs, check_prepared
+from lidarssl.training.memory import peak_memory, step_memory_kept
+from lidarssl.training.requirements import check_method, check_prepared
+from lidarssl.wording import counted
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def train_student(
     """
     method, dataset, training = recipe.method, recipe.dataset, recipe.training
     choose_device(training.accelerator)
-    check_needs(method.needs, dataset, recipe.train_split, type(method).__name__)
+    check_method(method, dataset, recipe.train_split)
     frames = dataset.frames(recipe.train_split)
     if training.bad_samples == "raise":
         check_prepared(method.prepared, dataset, frames)
@@ -212,7 +212,7 @@ class DryRun:
                 *self.lines,
                 f"step        {self.seconds:.3f} s",
                 f"memory      {self.memory / 1024**3:.2f} GiB peak on {self.where}",
-                f"whole run   {self.steps} steps, about {_duration(hours)} "
+                f"whole run   {counted(self.steps, 'step')}, about {_duration(hours)} "
                 "(one process, loading included)",
             ]
         )
@@ -222,7 +222,7 @@ def dry_run(loaded: LoadedRecipe, repeats: int = 3) -> DryRun:
     """A few steps of a pretraining recipe, thrown away: shapes, memory and a time estimate."""
     recipe: PretrainRecipe = loaded.recipe
     method, dataset, training = recipe.method, recipe.dataset, recipe.training
-    check_needs(method.needs, dataset, recipe.train_split, type(method).__name__)
+    check_method(method, dataset, recipe.train_split)
     ids = dataset.frames(recipe.train_split)
     check_prepared(method.prepared, dataset, ids)
     device = choose_device(training.accelerator)
@@ -232,21 +232,21 @@ def dry_run(loaded: LoadedRecipe, repeats: int = 3) -> DryRun:
         drop_last=training.drop_last, streams=dataset.streams(ids),
     )  # fmt: skip
     method.to(device).train()
+    loader = training_loader(source, batches, training.workers, method.lidar_encoder.prepare)
     seconds: list[float] = []
     lines: tuple[str, ...] = ()
     start = time.monotonic()
-    for step, found in enumerate(
-        training_loader(source, batches, training.workers, method.lidar_encoder.prepare)
-    ):
-        batch = good_batch(found).to(device)
-        output = method.training_step(batch, step_generator(training.seed, step))
-        output.loss.backward()
-        method.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        lines = (*_shapes(batch, method), f"loss        {output.loss.item():.4f}")
-        seconds.append(time.monotonic() - start)
-        start = time.monotonic()
+    with step_memory_kept(device, training.keep_memory):
+        for step, found in enumerate(loader):
+            batch = good_batch(found).to(device)
+            output = method.training_step(batch, step_generator(training.seed, step))
+            output.loss.backward()
+            method.zero_grad()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            lines = (*_shapes(batch, method), f"loss        {output.loss.item():.4f}")
+            seconds.append(time.monotonic() - start)
+            start = time.monotonic()
     typical = sorted(seconds[1:])[len(seconds[1:]) // 2] if len(seconds) > 1 else seconds[0]
     return DryRun(lines, typical, training.total_steps(len(ids)), _memory(device), str(device))
 
@@ -255,8 +255,7 @@ def _held_out(recipe: PretrainRecipe) -> list[FrameId]:
     """Frames for the loss of ``training.validate_every``."""
     ids = recipe.dataset.frames(recipe.val_split)
     if ids:
-        name = type(recipe.method).__name__
-        check_needs(recipe.method.needs, recipe.dataset, recipe.val_split, name)
+        check_method(recipe.method, recipe.dataset, recipe.val_split)
         check_prepared(recipe.method.prepared, recipe.dataset, ids)
     return ids
 
@@ -276,8 +275,7 @@ def _shapes(batch: Batch, method: Method) -> tuple[str, ...]:
 def _memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_memory()
 
 
 def _duration(hours: float) -> str:

@@ -19,6 +19,7 @@ from lidarssl.recipes.schema import LoadedRecipe, build_backbone
 from lidarssl.report.schema import RANDOM_INIT
 from lidarssl.tasks.probe import probe_task
 from lidarssl.tasks.semantic import SemanticSegmentation, adapt_batch_norm, evaluate
+from lidarssl.wording import counted
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class ProbeRun:
     def _judge_seeds(self, method: str, backbone_of: Callable[[int], Backbone]) -> Judged:
         tasks, matrices = [], []
         times = f", {self.seeds} seeds" if self.seeds > 1 else ""
-        what = f"{method}, {len(self.frames.train)} labelled frames{times}"
+        what = f"{method}, {counted(len(self.frames.train), 'labelled frame')}{times}"
         with self.recorder.stage(f"probe/{method}", what):
             for seed in range(self.recipe.seed, self.recipe.seed + self.seeds):
                 task = self._fit(backbone_of(seed), seed)

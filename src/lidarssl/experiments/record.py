@@ -46,6 +46,7 @@ FREE_KEYS = frozenset(
             for name in (
                 "steps", "epochs", "workers", "accelerator", "devices", "nodes",
                 "checkpoint_every", "log_every", "validate_every", "bad_samples", "max_skipped",
+                "prefetch", "keep_memory",
             )
         ),
     }

@@ -41,6 +41,7 @@ from lidarssl.training.fit import choose_device
 from lidarssl.training.loading import FrameSource, evaluation_batches
 from lidarssl.transforms.base import Compose
 from lidarssl.transforms.paired import MatchPixels
+from lidarssl.wording import counted
 
 MOST_FRAMES = 1000
 WITHIN = 5
@@ -251,7 +252,7 @@ def lines(record: RetrievalRecord) -> list[str]:
     """What the command line says of a record."""
     heads = " ".join(f"{f'recall@{k}':>10}" for k in record.ks)
     rows = [
-        f"retrieval among {record.frames} held-out frames of {record.split}",
+        f"retrieval among {counted(record.frames, 'held-out frame')} of {record.split}",
         f"{'':<24}{heads}  median rank",
         _line("image finds its scan", record.exact.image_to_lidar),
         _line("scan finds its image", record.exact.lidar_to_image),

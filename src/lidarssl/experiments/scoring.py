@@ -24,6 +24,7 @@ from lidarssl.report.schema import (
     Results,
 )
 from lidarssl.report.scores import ScoreTable, summarise
+from lidarssl.wording import counted
 
 
 def pooled(matrices: Sequence[Tensor]) -> Tensor:
@@ -72,7 +73,7 @@ def save_scores(
         method: Protocol.LOOKUP if method in LOOK_UPS else note.protocol for method in matrices
     }
     Results(
-        f"{len(frames.val)} frames of {frames.dataset.name}/{split}, "
+        f"{counted(len(frames.val), 'frame')} of {frames.dataset.name}/{split}, "
         f"{len(frames.dataset.classes) - 1} classes",
         protocols=(note,),
         efficiency=tuple(

@@ -41,6 +41,7 @@ from lidarssl.report.scores import order_methods
 from lidarssl.report.shift import POOLED, ShiftResults
 from lidarssl.training.fit import choose_device
 from lidarssl.training.requirements import check_needs
+from lidarssl.wording import counted
 
 CLEAR = "clear"
 """The condition that a method was trained in, of a dataset that also has others."""
@@ -173,7 +174,7 @@ def _told_apart(runs: Sequence[ShiftedRun]) -> list[ShiftedRun]:
 def _named(runs: Sequence[ShiftedRun], names: Sequence[str]) -> list[ShiftedRun]:
     if len(names) != len(runs):
         raise ConfigError(
-            f"{len(names)} names for {len(runs)} runs",
+            f"{counted(len(names), 'name')} for {counted(len(runs), 'run')}",
             field="--names",
             remedy="give one for each, in their order; runs of one name are seeds",
         )

@@ -6,6 +6,7 @@ Unlike ``neighbours`` it does not order equal distances, which lets it be severa
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -24,12 +25,10 @@ def nearest_table(queries: Tensor, sources: Tensor, k: int) -> Tensor:
         (Q, k) int64; -1 beyond the number of sources.
     """
     found = min(k, len(sources))
-    table = torch.full((len(queries), k), -1, dtype=torch.int64, device=queries.device)
     if found == 0 or len(queries) == 0:
-        return table
+        return torch.full((len(queries), k), -1, dtype=torch.int64, device=queries.device)
     search = _by_tree if queries.device.type == "cpu" else _by_brute_force
-    table[:, :found] = search(queries, sources, found)
-    return table
+    return F.pad(search(queries, sources, found), (0, k - found), value=-1)
 
 
 def neighbour_table(points: Tensor, k: int) -> Tensor:
@@ -44,7 +43,8 @@ def neighbour_table(points: Tensor, k: int) -> Tensor:
     """
     itself = torch.arange(len(points), device=points.device)[:, None]
     table = nearest_table(points, points, k + 1)
-    table = torch.where(table < 0, itself, table)
+    if len(points) <= k:
+        table = torch.where(table < 0, itself, table)
     # A point at the same place may come first.
     late = (table[:, :1] != itself)[:, 0]
     if bool(late.any()):

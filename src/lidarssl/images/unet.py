@@ -21,6 +21,10 @@ from lidarssl.weights import read_safetensors
 _CHANNELS = (24, 48, 96, 128)  # at strides 2, 4, 8, 16
 _DILATIONS = ((1,), (1, 1), (2, 2), (2, 4))  # of the convolutions after the strided one
 _HEADER = "lidarssl.SmallUNet"  # entry of the safetensors header that holds the architecture
+_REMEDY = (
+    "`lidarssl demo` makes runs/demo/teacher.safetensors, `lidarssl prepare teacher` any other; "
+    "`--method.image_encoder.weights null` pretrains with a random one"
+)
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,8 @@ class SmallUNet(FreezableEncoder):
         return features
 
     def _load(self, path: Path) -> None:
+        if not path.exists():
+            raise DataError("no such weights file", path=path, field="weights", remedy=_REMEDY)
         state, metadata = read_safetensors(path)
         header = _parse_header(metadata, path)
         asked = SmallUNetShape(self.out_channels, self.num_classes)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lidarssl.backbones.base import Backbone
+from lidarssl.datasets.base import Dataset
 from lidarssl.errors import ConfigError
 from lidarssl.frame import Batch, Field, StepOutput
 from lidarssl.images.base import ImageEncoder
@@ -66,6 +67,13 @@ class Method(nn.Module):
     def prepared(self) -> Sequence[PreparedFiles]:
         """What has to be on disk for every image that it meets; by default nothing."""
         return ()
+
+    def check_dataset(self, dataset: Dataset, split: str) -> None:
+        """Refuse frames that were prepared otherwise than it asks for; by default none.
+
+        Raises:
+            ConfigError: says what differs.
+        """
 
     @abstractmethod
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepOutput:

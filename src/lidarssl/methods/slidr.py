@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lidarssl.backbones.base import Backbone
+from lidarssl.datasets.base import Dataset
 from lidarssl.distributed import gather_counts
 from lidarssl.frame import Batch, Field, Matches, StepOutput
 from lidarssl.images.base import ImageEncoder
@@ -71,8 +72,13 @@ class Slidr(ImageToLidar):
     @property
     def prepared(self) -> Sequence[PreparedFiles]:
         folder = self.superpixels.folder
-        pass_ = "lidarssl prepare superpixels"
-        return [] if folder is None else [PreparedFiles(folder, tuple(SUFFIXES.values()), pass_)]
+        if folder is None:
+            return []
+        pass_ = self.superpixels.settings.command(folder)
+        return [PreparedFiles(folder, tuple(SUFFIXES.values()), pass_)]
+
+    def check_dataset(self, dataset: Dataset, split: str) -> None:
+        self.superpixels.check_dataset(dataset, split)
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepOutput:
         assert batch.matches is not None

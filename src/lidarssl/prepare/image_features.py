@@ -47,6 +47,7 @@ from lidarssl.transforms.image_features import (
     read_settings,
 )
 from lidarssl.transforms.images import Crop, crop_camera, image_of, image_size
+from lidarssl.wording import counted
 
 _GIB = 1 << 30
 
@@ -251,7 +252,7 @@ def _announce(
     there = sum(1 for _ in work.folder.glob("*.safetensors"))
     free = shutil.disk_usage(work.folder).free
     announce(
-        f"{count} images; {there} files are there already; {size / 2**20:.2f} MiB each: at most "
+        f"{counted(count, 'image')}, {there} there already; {size / 2**20:.2f} MiB each: at most "
         f"{count * size / _GIB:.1f} GiB, {free / _GIB:.0f} GiB are free; {seconds:.2f} s each: "
         f"at most {in_words(count * seconds / 3600)}",
         progress,

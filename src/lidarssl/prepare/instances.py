@@ -35,6 +35,7 @@ from lidarssl.transforms.instance_bank import (
     save_settings,
 )
 from lidarssl.transforms.mixing import OBJECTS
+from lidarssl.wording import counted
 
 # Of WaffleIron's code, which counts the points of a class without an instance as one more.
 _PUBLISHED = {
@@ -70,7 +71,8 @@ class InstanceSummary:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.folder}: {self.written} parts made, {self.kept} kept, {self.scans} scans in "
+            f"{self.folder}: {counted(self.written, 'part')} made, {self.kept} kept, "
+            f"{counted(self.scans, 'scan')} in "
             f"{self.seconds:.0f} s"
         ]
         for name, count in self.found.items():

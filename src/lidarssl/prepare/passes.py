@@ -25,6 +25,7 @@ from tqdm import tqdm
 from lidarssl.datasets.base import Dataset
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Camera, Field, FrameId
+from lidarssl.wording import counted
 
 OnError = Literal["raise", "skip"]
 Image = tuple[Path, Tensor]
@@ -54,8 +55,8 @@ class Summary:
 
     def __str__(self) -> str:
         text = (
-            f"{self.folder}: {self.written} images {self.done}, {self.kept} kept, "
-            f"{len(self.failures)} failed, {self.frames} frames in {self.seconds:.0f} s"
+            f"{self.folder}: {counted(self.written, 'image')} {self.done}, {self.kept} kept, "
+            f"{len(self.failures)} failed, {counted(self.frames, 'frame')} in {self.seconds:.0f} s"
         )
         return "\n  ".join([text, *self.failures])
 
@@ -136,12 +137,13 @@ class ImageWork(TorchDataset[Outcome], Generic[_Settings]):
         return outcome
 
     def cameras(self, index: int) -> tuple[Camera, ...]:
-        return self.dataset.load(self.frames[index], Field.IMAGES).cameras
+        """Those of a frame; their images need not be decoded."""
+        return self.dataset.load(self.frames[index], Field.IMAGES | Field.UNDECODED).cameras
 
     def first_cameras(self) -> tuple[Camera, ...]:
         """Cameras of the first frame, to estimate with; none where it cannot be read."""
         try:
-            return self.cameras(0) if len(self) else ()
+            return self.dataset.load(self.frames[0], Field.IMAGES).cameras if len(self) else ()
         except DataError:
             return ()
 
@@ -267,6 +269,8 @@ def check_same(path: Path, what: str, stored: Mapping[str, Any], asked: Mapping[
 
 
 def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {one}" for name, one in value.items())[:200]
     if isinstance(value, tuple | list):
         return " ".join(map(str, value))[:80]
     return str(value)[:200]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from lidarssl.errors import DataError
 from lidarssl.frame import Field, Frame, FrameId
 from lidarssl.transforms.images import image_size
 from lidarssl.transforms.superpixel_files import read_superpixels, superpixel_path
+from lidarssl.transforms.superpixel_settings import read_settings
 
 SKIPS = (*range(1, 11), 20, 25, 50, 100, 200, 500, 1000)
 """Shares of the labels that are noted, where a dataset has a rule of its own for them."""
@@ -44,6 +46,14 @@ class Packer:
     def __init__(self, dataset: Dataset, fields: Field, superpixels: Path | None) -> None:
         self.dataset, self.fields, self.superpixels = dataset, fields, superpixels
 
+    def superpixels_made_with(self, split: str) -> dict[str, Any] | None:
+        """Settings by name; None where there are no superpixels, or nobody noted."""
+        if self.superpixels is None:
+            made = self.dataset.superpixels_made_with(split)
+            return None if made is None else dict(made.settings)
+        settings = read_settings(self.superpixels)
+        return None if settings is None else asdict(settings)
+
     def files(self, frame_id: FrameId) -> PackedFrame:
         # Decoded, because nothing else tells whether an image file is whole.
         frame = self.dataset.load(frame_id, self.fields)
@@ -67,12 +77,13 @@ class Packer:
         }
 
     def _superpixels(self, frame: Frame) -> Mapping[int, Tensor]:
-        if self.superpixels is None:
-            return {}
         found = {}
         for number, camera in enumerate(frame.cameras):
-            path = superpixel_path(self.superpixels, camera)
-            found[number] = read_superpixels(path, image_size(camera))
+            if self.superpixels is not None:
+                path = superpixel_path(self.superpixels, camera)
+                found[number] = read_superpixels(path, image_size(camera))
+            elif camera.superpixels is not None:
+                found[number] = camera.superpixels
         return found
 
 

@@ -36,7 +36,8 @@ class ShardSettings:
         fingerprint: of their ids.
         frames_per_shard: the last shard may have fewer.
         first: digest of calibration and points of the first frame, which the dataset's options
-            change.
+            change, and of its superpixels where nothing says what they were made with.
+        superpixels: what they were made with, by name; None = there are none, or nobody noted.
     """
 
     dataset: str
@@ -46,6 +47,7 @@ class ShardSettings:
     fingerprint: str
     frames_per_shard: int
     first: str
+    superpixels: dict[str, Any] | None
 
     @property
     def shards(self) -> int:
@@ -92,6 +94,7 @@ def write_index(folder: Path, dataset: Dataset, settings: ShardSettings) -> int:
             for name, frames in dataset.conditions(settings.split).items()
         },
         absent=dataset.absent(settings.split),
+        superpixels=settings.superpixels,
     )
     with replacing(folder / frames_file(settings.split)) as partial:
         partial.write_text(table.to_json())

@@ -6,6 +6,8 @@ any moment and started again, and shared by machines: neither changes a byte.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import re
@@ -13,12 +15,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from torch.utils.data import Dataset as TorchDataset
 
 from lidarssl.datasets.base import Dataset
 from lidarssl.datasets.files import MEBIBYTE, check_name, read_bytes, read_json
-from lidarssl.datasets.shard_files import END, key, tar_member
+from lidarssl.datasets.shard_files import END, checksum, key, tar_member
 from lidarssl.datasets.shard_index import (
     FRAMES_LIMIT,
     INDEX_FILE,
@@ -41,6 +44,7 @@ from lidarssl.prepare.shard_tables import (
     write_index,
 )
 from lidarssl.replacing import replacing
+from lidarssl.wording import counted
 
 _SHARD_LIMIT = 1_000_000
 
@@ -71,9 +75,9 @@ class ShardsSummary:
     def __str__(self) -> str:
         settings = self.settings
         lines = [
-            f"{self.folder}: {self.written} shards of '{settings.split}' packed "
+            f"{self.folder}: {counted(self.written, 'shard')} of '{settings.split}' packed "
             f"({self.bytes / MEBIBYTE:.1f} MiB), {self.kept} kept, up to "
-            f"{settings.frames_per_shard} frames each, in {self.seconds:.0f} s"
+            f"{counted(settings.frames_per_shard, 'frame')} each, in {self.seconds:.0f} s"
         ]
         if self.originals or self.encoded:
             lines.append(
@@ -81,8 +85,8 @@ class ShardsSummary:
             )
         if self.missing:
             lines.append(
-                f"  {self.missing} of {settings.shards} shards are left to others; the split can "
-                "be read when all are here and this command ran once more"
+                f"  left to others: {self.missing} of {counted(settings.shards, 'shard')}; the "
+                "split can be read when all are here and this command ran once more"
             )
         return "\n".join(lines)
 
@@ -150,7 +154,7 @@ def _fields(dataset: Dataset, split: str, names: Sequence[str] | None) -> Field:
     found = Field.NONE
     for name in names:
         if name not in known:
-            raise unknown_name("field", name, known)
+            raise unknown_name("field", name, known, "fields")
         found |= known[name]
     return found
 
@@ -189,6 +193,11 @@ def _settings(
             remedy="add images to --fields, or choose a dataset with images",
         )
     files = dict(packer.files(ids[0]).members)
+    made_with, told = None, ["frame.json", "points.npy"]
+    if Field.SUPERPIXELS in provided:
+        made_with = packer.superpixels_made_with(split)
+    if made_with is None:
+        told += [suffix for suffix in files if suffix.startswith("superpixels")]
     if frames_per_shard is None:
         frames_per_shard = max(1, shard_size * MEBIBYTE // sum(map(len, files.values())))
     settings = ShardSettings(
@@ -196,17 +205,22 @@ def _settings(
         split=split,
         fields=tuple(str(one.name).lower() for one in provided),
         frames=len(ids),
-        fingerprint=hashlib.sha256("\n".join(map(str, ids)).encode()).hexdigest()[:16],
+        fingerprint=_digest("\n".join(map(str, ids)).encode()),
         frames_per_shard=frames_per_shard,
-        first=hashlib.sha256(files["frame.json"] + files["points.npy"]).hexdigest()[:16],
+        first=_digest(b"".join(files[suffix] for suffix in told)),
+        superpixels=made_with,
     )
     if frames_per_shard < 1 or settings.shards > _SHARD_LIMIT:
         raise ConfigError(
-            f"{len(ids)} frames cannot be packed {frames_per_shard} to a shard",
+            f"{counted(len(ids), 'frame')} cannot be packed {frames_per_shard} to a shard",
             field="frames_per_shard",
             remedy=f"use 1 or more, for at most {_SHARD_LIMIT} shards",
         )
     return settings
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _check_dataset(folder: Path, dataset: Dataset) -> None:
@@ -272,15 +286,18 @@ class _Work(TorchDataset[_Outcome]):
     def _pack(self, shard: int) -> _Outcome:
         tar, part = part_paths(self.folder, self.settings.split, shard)
         part.unlink(missing_ok=True)
+        _remove_abandoned(tar)
         rows, layouts, outcome = [], dict[Layout, int](), _Outcome(written=1)
         with replacing(tar) as partial, partial.open("wb") as file:
+            _lock(file)
             for number in self.settings.rows(shard):
                 frame = self.ids[number]
                 files = self.packer.files(frame)
                 layout = Layout(files.cameras, tuple(suffix for suffix, _ in files.members))
                 sizes = tuple(len(content) for _, content in files.members)
+                checks = "".join(checksum(content) for _, content in files.members)
                 place = layouts.setdefault(layout, len(layouts))
-                rows.append(Row(frame.sequence, frame.token, place, file.tell(), sizes))
+                rows.append(Row(frame.sequence, frame.token, place, file.tell(), sizes, checks))
                 for suffix, content in files.members:
                     file.write(tar_member(f"{key(number)}.{suffix}", content))
                 outcome.originals += files.originals
@@ -292,3 +309,20 @@ class _Work(TorchDataset[_Outcome]):
         with replacing(part) as partial:
             partial.write_text(json.dumps({**table, "settings": asdict(self.settings)}))
         return outcome
+
+
+def _lock(file: IO[bytes]) -> None:
+    """For as long as this process lives, or the file is open; not on every file system."""
+    with contextlib.suppress(OSError):
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _remove_abandoned(tar: Path) -> None:
+    """Delete what passes that were killed have left of a shard.
+
+    A pass that lives has locked its file: workers outlive a killed one for a moment.
+    """
+    for left in tar.parent.glob(f".{tar.name}.*.partial"):
+        with contextlib.suppress(OSError), left.open("r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()

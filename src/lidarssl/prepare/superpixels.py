@@ -21,6 +21,7 @@ from lidarssl.prepare.passes import (
     Summary,
     announce,
     check_options,
+    check_same,
     frames_with_images,
     in_words,
     run_pass,
@@ -34,7 +35,9 @@ from lidarssl.transforms.superpixel_files import (
     read_superpixels,
     superpixel_path,
 )
-from lidarssl.transforms.superpixels import SETTINGS_FILE, SlicSettings, check_settings, slic
+from lidarssl.transforms.superpixel_settings import SETTINGS_FILE, SlicSettings, read_settings
+from lidarssl.transforms.superpixels import slic
+from lidarssl.wording import counted
 
 
 def prepare_superpixels(
@@ -76,8 +79,9 @@ def prepare_superpixels(
     check_options(on_error)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    if not overwrite:
-        check_settings(folder, settings)
+    if not overwrite and (stored := read_settings(folder)) is not None:
+        path, what = folder / SETTINGS_FILE, "the superpixels in this folder were"
+        check_same(path, what, asdict(stored), asdict(settings))
     with replacing(folder / SETTINGS_FILE) as partial:
         partial.write_text(json.dumps(asdict(settings)))
     work = _Segmenting(dataset, frames, folder, settings, overwrite, form)
@@ -141,7 +145,7 @@ def _announce(work: _Segmenting, processes: int, progress: bool) -> None:
     there = sum(1 for file in files if file.suffix in SUFFIXES.values())
     hours = max(0, images - there) * seconds / processes / 3600
     announce(
-        f"{images} images, {min(there, images)} there already; {seconds:.2f} s each: about "
-        f"{in_words(hours)} in {processes} process(es)",
+        f"{counted(images, 'image')}, {min(there, images)} there already; {seconds:.2f} s each: "
+        f"about {in_words(hours)} in {counted(processes, 'process', 'processes')}",
         progress,
     )

@@ -43,6 +43,7 @@ from lidarssl.transforms.weak_labels import (
     save_weak_labels,
     weak_label_path,
 )
+from lidarssl.wording import counted
 
 PREVIEWS = "previews"
 
@@ -94,7 +95,7 @@ def prepare_weak_labels(
     work = _Loading(dataset, frames, folder, settings, overwrite)
     there = sum(1 for _ in folder.glob("*.png"))
     count = len(work) * len(work.first_cameras())
-    announce(f"{count} images; {there} files are there already", progress)
+    announce(f"{counted(count, 'image')}, {there} there already", progress)
     summary, started = Summary(folder, "labelled", len(frames)), time.monotonic()
     images = run_pass(work, summary, "weak labels", workers, on_error, progress)
     for batch in in_batches(images, batch_size):

@@ -27,6 +27,7 @@ from lidarssl.report.page import document, picture
 from lidarssl.report.schema import PictureRecord
 from lidarssl.report.scores import percent
 from lidarssl.report.tables import scrollable
+from lidarssl.wording import counted
 
 MOST_ROWS = 300
 """Images in the table of a page; ``calibration.json`` has all."""
@@ -83,8 +84,8 @@ def as_text(record: CalibrationRecord) -> str:
     """What the terminal shows."""
     shown = record.images[:MOST_LINES]
     parts = [
-        f"{record.dataset}/{record.split}: {_count(len(record.images), 'image')} of "
-        f"{_count(record.frames, 'frame')}; initial pose {record.initial}; solver {record.solver}",
+        f"{record.dataset}/{record.split}: {counted(len(record.images), 'image')} of "
+        f"{counted(record.frames, 'frame')}; initial pose {record.initial}; solver {record.solver}",
         _aligned([IMAGE_HEADS, *map(_shortened, image_rows(shown))], left=2),
         *_more(len(record.images) - len(shown)),
         _aligned([("", "initial pose", "recovered"), *summary_rows(record)], left=1),
@@ -102,7 +103,7 @@ def _shortened(row: Row) -> Row:
 
 
 def _more(count: int) -> list[str]:
-    return [f"... and {_count(count, 'more image')}"] if count else []
+    return [f"... and {counted(count, 'more image')}"] if count else []
 
 
 def _single_text(record: CalibrationRecord) -> list[str]:
@@ -117,7 +118,7 @@ def _single_text(record: CalibrationRecord) -> list[str]:
 
 
 def _joint_text(joint: JointRecord) -> str:
-    head = f"{joint.camera}, one pose from {_count(joint.frames, 'frame')}"
+    head = f"{joint.camera}, one pose from {counted(joint.frames, 'frame')}"
     if joint.found is None:
         return f"{head}: none found"
     off = f"{_degrees(joint.after.rotation)} and {_metres(joint.after.translation)} off (median)"
@@ -171,7 +172,7 @@ def calibration_page(
 ) -> str:
     """The whole report, self-contained."""
     facts = [
-        f"{_count(record.frames, 'frame')} of {record.dataset}/{record.split}",
+        f"{counted(record.frames, 'frame')} of {record.dataset}/{record.split}",
         f"solver {record.solver}",
         f"seed {record.seed}",
     ]
@@ -210,7 +211,7 @@ def _hero(record: CalibrationRecord) -> Html:
     notes = [element("li", note) for note in record.notes]
     return element(
         "section",
-        element("p", f"{good} of {_count(after.count, 'image')} calibrated", class_="verdict"),
+        element("p", f"{good} of {counted(after.count, 'image')} calibrated", class_="verdict"),
         element("p", numbers, class_="numbers"),
         element("ul", *notes, class_="remarks") if notes else None,
         class_="hero",
@@ -218,7 +219,7 @@ def _hero(record: CalibrationRecord) -> Html:
 
 
 def _joint(joint: JointRecord) -> Html:
-    title = element("h3", f"{joint.camera}, from {_count(joint.frames, 'frame')}")
+    title = element("h3", f"{joint.camera}, from {counted(joint.frames, 'frame')}")
     if joint.found is None:
         return join(title, element("p", "No pose was found: too few matches agree with one."))
     inliers = f"{joint.inliers} of {joint.points} matches agree with it. "
@@ -315,7 +316,3 @@ def _means(before: Spread, after: Spread, unit: str) -> tuple[str, str]:
 
 def _share(value: float | None) -> str:
     return _NOTHING if value is None else percent(value)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

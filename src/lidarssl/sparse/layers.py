@@ -141,19 +141,8 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-class ReLU(nn.Module):
-    """max(x, 0) of every feature."""
-
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        return relu(x)
-
-
-def relu(x: SparseTensor) -> SparseTensor:
-    return x.with_features(F.relu(x.features))
-
-
 def relu_(x: SparseTensor) -> SparseTensor:
-    """In place: of features that nothing else reads, such as a norm or a sum has just made."""
+    """max(x, 0) in place, of features that nothing else reads: a norm or a sum has made them."""
     return x.with_features(F.relu_(x.features))
 
 

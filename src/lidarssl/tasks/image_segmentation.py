@@ -28,6 +28,7 @@ from lidarssl.metrics.segmentation import confusion
 from lidarssl.tasks.image_augmentation import ImageAugmentation
 from lidarssl.tasks.sliding_window import SlidingWindow
 from lidarssl.transforms.base import Transform
+from lidarssl.wording import counted
 
 Head = Literal["segmenter", "linear"]
 
@@ -224,7 +225,8 @@ def _head(
 def _check(encoder: ImageEncoder, num_classes: int, freeze: bool) -> None:
     if num_classes < 3:
         raise ConfigError(
-            f"{num_classes} classes, the ignored one included, leave nothing to tell apart",
+            f"{counted(num_classes, 'class', 'classes')}, the ignored one included: there is "
+            "nothing to tell apart",
             field="task.num_classes",
             remedy="use a dataset with two or more classes beside the ignored one",
         )

@@ -32,6 +32,7 @@ from lidarssl.training.loading import (
     training_loader,
 )
 from lidarssl.training.logs import RunLog, stage_folder
+from lidarssl.training.memory import step_memory_kept
 from lidarssl.training.resume import BatchOrder, resumable_step
 from lidarssl.training.validation import Validation
 from lidarssl.transforms.base import Transform
@@ -63,6 +64,8 @@ class Training:
             methods that pair images and scans how they find each other; 0 = never.
         bad_samples: ``raise``, or ``skip`` to replace a bad sample by the next good one.
         max_skipped: bad samples of one process after which ``skip`` gives up.
+        keep_memory: on a CPU, reuse the memory of large tensors from step to step: faster, up to a
+            quarter more of it (``docs/performance.md``).
     """
 
     batch_size: int = 4
@@ -83,6 +86,7 @@ class Training:
     validate_every: int = 0
     bad_samples: BadSamples = "raise"
     max_skipped: int = 100
+    keep_memory: bool = True
 
     def total_steps(self, frames: int) -> int:
         if self.steps is not None:
@@ -169,12 +173,13 @@ def fit(
         ]
         trainer = _trainer(training, run, stage, steps, start, callbacks, progress)
         batches.split(trainer.global_rank, trainer.world_size)
-        pin_memory = trainer.strategy.root_device.type == "cuda"
+        device = trainer.strategy.root_device
         loader = training_loader(
-            source, batches, training.workers, prepare, pin_memory, training.prefetch
+            source, batches, training.workers, prepare, device.type == "cuda", training.prefetch
         )
         try:
-            trainer.fit(learner, loader, ckpt_path=last if resume else None, weights_only=True)
+            with step_memory_kept(device, training.keep_memory):
+                trainer.fit(learner, loader, ckpt_path=last if resume else None, weights_only=True)
         except SystemExit as error:  # how the trainer ends at a second Ctrl-C
             raise KeyboardInterrupt from error
         except RuntimeError as error:

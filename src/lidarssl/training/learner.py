@@ -19,6 +19,7 @@ from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Batch, StepOutput
 from lidarssl.methods.base import Method
 from lidarssl.training.loading import LoadedBatch, good_batch
+from lidarssl.wording import counted
 
 
 @runtime_checkable
@@ -315,7 +316,7 @@ class Learner(lightning.LightningModule):
         self.skipped += len(batch.skipped)
         if batch.error is None and self.skipped > self.max_skipped:
             raise DataError(
-                f"{self.skipped} bad samples, more than training.max_skipped = "
+                f"{counted(self.skipped, 'bad sample')}, more than training.max_skipped = "
                 f"{self.max_skipped}; the last:\n  {batch.skipped[-1]}",
                 field="training.max_skipped",
                 remedy="run `lidarssl data check`, mend the files or raise the ceiling",

@@ -23,6 +23,7 @@ from lidarssl.training.sampling import stream_batches, uniform_batches
 from lidarssl.transforms.base import Compose, Transform, sample_generator
 from lidarssl.transforms.images import decoded
 from lidarssl.transforms.mixing import MixingTransform
+from lidarssl.wording import counted
 
 BadSamples = Literal["raise", "skip"]
 Prepare = Callable[[PointBatch], PointBatch]
@@ -103,6 +104,9 @@ class FrameSource(TorchDataset[_Loaded]):
             try:
                 frame = self.load(epoch, (first + offset) % len(self.ids))
                 return _Loaded(frame, tuple(skipped))
+            # Not of this frame: no other would do better.
+            except ConfigError as error:
+                return _Loaded(None, tuple(skipped), error)
             except DataError as error:
                 skipped.append(str(error))
                 last = error
@@ -139,7 +143,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     ) -> None:
         if samples < (batch_size if drop_last else 1):
             raise ConfigError(
-                f"{samples} frames do not fill a batch of {batch_size}",
+                f"{counted(samples, 'frame')} cannot fill a batch of {batch_size}",
                 field="training.batch_size",
                 remedy=f"use {samples} or less, or more frames, or training.drop_last false",
             )
@@ -156,16 +160,16 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         """
         if self.batch_size % world:
             raise ConfigError(
-                f"a global batch of {self.batch_size} frames cannot be split over {world} "
-                "processes",
+                f"a global batch of {counted(self.batch_size, 'frame')} cannot be split over "
+                f"{world} processes",
                 field="training.batch_size",
                 remedy=f"use a multiple of {world}",
             )
         left = self.samples % self.batch_size
         if not self.drop_last and left % world:
             raise ConfigError(
-                f"the last batch of an epoch, of {left} frames, cannot be split over {world} "
-                "processes",
+                f"the last batch of an epoch, of {counted(left, 'frame')}, cannot be split over "
+                f"{world} processes",
                 field="training.drop_last",
                 remedy="set it to true, or use another training.batch_size",
             )
@@ -281,7 +285,7 @@ def held_out_batches(
     size = min(batch_size, len(source) - len(source) % world)
     if size == 0:
         raise ConfigError(
-            f"{len(source)} held-out frames cannot be shared by {world} processes",
+            f"{counted(len(source), 'held-out frame')} cannot be shared by {world} processes",
             field="training.validate_every",
             remedy="validate on a split with more frames, or set it to 0",
         )

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from lidarssl.datasets.base import Dataset, describe_missing
 from lidarssl.errors import ConfigError
 from lidarssl.frame import Field, FrameId
-from lidarssl.methods.base import PreparedFiles
+from lidarssl.methods.base import Method, PreparedFiles
+from lidarssl.wording import counted
 
 _REMEDIES = {
     "images": "give the dataset its image folders (see `lidarssl data check`)",
@@ -18,6 +19,16 @@ _REMEDIES = {
     "labels: take one of its datasets by itself",
     "image_labels": "choose a dataset with labelled images, such as the synthetic world",
 }
+
+
+def check_method(method: Method, dataset: Dataset, split: str) -> None:
+    """Stop before the first step when the frames of a split are not what a method asks for.
+
+    Raises:
+        ConfigError: they lack what it needs (see ``check_needs``), or were prepared otherwise.
+    """
+    check_needs(method.needs, dataset, split, type(method).__name__)
+    method.check_dataset(dataset, split)
 
 
 def check_needs(needs: Field, dataset: Dataset, split: str, who: str, points: bool = True) -> None:
@@ -64,7 +75,7 @@ def check_prepared(
     counts = Counter(frame.dataset for frame in frames)
     firsts = {frame.dataset: frame for frame in reversed(frames)}
     images = sum(
-        counts[name] * len(dataset.load(frame, Field.IMAGES).cameras)
+        counts[name] * len(dataset.load(frame, Field.IMAGES | Field.UNDECODED).cameras)
         for name, frame in firsts.items()
     )
     for files in prepared:
@@ -74,7 +85,8 @@ def check_prepared(
         there = sum(1 for file in files.folder.iterdir() if file.name.endswith(files.suffix))
         if there < images:
             raise ConfigError(
-                f"holds {there} files, the {len(frames)} frames have {images} images",
+                f"holds {counted(there, 'file')} for {counted(images, 'image')} of "
+                f"{counted(len(frames), 'frame')}",
                 path=files.folder,
                 field="folder",
                 remedy=remedy,

@@ -16,6 +16,7 @@ from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import FrameId
 from lidarssl.training.learner import Learner, build_optimizer
 from lidarssl.weights import read_content
+from lidarssl.wording import counted
 
 ORDER = "lidarssl_batch_order"
 _PARTS: dict[str, type] = {
@@ -122,7 +123,7 @@ def _check_weights(found: Mapping[str, Any], expected: Mapping[str, Tensor], pat
     )
     if differ:
         raise ConfigError(
-            f"the checkpoint is of another architecture ({len(differ)} weights differ)",
+            f"the checkpoint is of another architecture, {counted(len(differ), 'weight')} of it",
             path=path,
             field=str(differ[0])[:200],
             remedy=_REMEDY,

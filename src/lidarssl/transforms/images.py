@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from lidarssl.datasets.image_files import WHOLE, resize_intrinsics
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Camera, Frame
 from lidarssl.geometry.projection import scale_intrinsics
+from lidarssl.rows import true_rows
+
+_LINES = 8
 
 
 @dataclass(frozen=True)
@@ -104,14 +108,41 @@ def _superpixels(camera: Camera, rows: slice, columns: slice) -> Tensor | None:
 def resize_bilinear(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
     """(3, H, W) uint8, or float32 in [0, 1], -> (3, *size) float32 in [0, 1]."""
     # With the channels of a pixel side by side this takes a third of the time.
-    values = image[None].to(torch.float32, memory_format=torch.channels_last)
     if antialias:
         # Rows first, as one wide image: whole lines are added up, and there are fewer of them.
-        wide = values.permute(0, 2, 3, 1).flatten(2)[:, None]
-        lines = _bilinear(wide, (size[0], wide.shape[3]), antialias)
-        values = lines[:, 0].unflatten(2, (-1, len(image))).permute(0, 3, 1, 2)
+        lines = _smoothed_lines(image.permute(1, 2, 0).flatten(1), size[0])
+        values = lines.unflatten(1, (-1, len(image))).permute(2, 0, 1)[None]
+    else:
+        values = image[None].to(torch.float32, memory_format=torch.channels_last)
     resized = _bilinear(values, size, antialias)[0]
     return resized.div_(255) if image.dtype == torch.uint8 else resized
+
+
+def _smoothed_lines(image: Tensor, count: int) -> Tensor:
+    """(H, W) of any type to (count, W) float32, some lines at a time: they stay in the cache."""
+    smoothed = torch.empty((count, image.shape[1]))
+    for first, top, weights in _weights_of_lines(len(image), count):
+        below, above = weights.shape
+        lines = image[top : top + above].to(torch.float32)
+        torch.mm(weights, lines, out=smoothed[first : first + below])
+    return smoothed
+
+
+@lru_cache(maxsize=16)
+def _weights_of_lines(before: int, after: int) -> list[tuple[int, int, Tensor]]:
+    """What lines of a smoothed image are made of.
+
+    Returns:
+        The first of some lines, the first line that they are made of, and the weights of lines.
+    """
+    single = _bilinear(torch.eye(before)[None, None], (after, before), antialias=True)[0, 0]
+    parts = []
+    for first in range(0, after, _LINES):
+        weights = single[first : first + _LINES]
+        used = true_rows(weights.any(0))
+        top, last = int(used[0]), int(used[-1])
+        parts.append((first, top, weights[:, top : last + 1].contiguous()))
+    return parts
 
 
 def _bilinear(values: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:

@@ -34,6 +34,7 @@ from lidarssl.transforms.instance_bank import (
 )
 from lidarssl.transforms.points import change_lidar_frame
 from lidarssl.transforms.thinning import random_of_each_voxel
+from lidarssl.wording import counted
 
 OBJECTS = ("bicycle", "motorcycle", "other-vehicle", "person", "bicyclist")
 Another = Callable[[np.random.Generator], Frame]
@@ -318,8 +319,8 @@ def _of_scans_in(
     listed, wanted = dataset.frames(settings.split), set(ids)
     if fingerprint(listed) != settings.fingerprint:
         raise ConfigError(
-            f"the bank was made of {settings.scans} scans of split '{settings.split}', which are "
-            f"not the {len(listed)} that are there now",
+            f"the bank was made of {counted(settings.scans, 'scan')} of split "
+            f"'{settings.split}', not of the {len(listed)} that are there now",
             path=folder,
             field="mixing.bank",
             remedy="make it again, of this copy of the dataset",
@@ -327,8 +328,8 @@ def _of_scans_in(
     kept = instances.of_scans([scan for scan, frame in enumerate(listed) if frame in wanted])
     if not len(kept):
         raise ConfigError(
-            f"the bank, of split '{settings.split}', has no instance of the {len(ids)} scans that "
-            "are trained on",
+            f"the bank, of split '{settings.split}', has no instance of what is trained on, "
+            f"{counted(len(ids), 'scan')}",
             path=folder,
             field="mixing.bank",
             remedy="make a bank of the training split, or set mixing.cut_classes to []",

@@ -18,6 +18,7 @@ from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Frame, Queries
 from lidarssl.geometry.balls import ball_pairs
 from lidarssl.geometry.neighbours import nearest
+from lidarssl.wording import counted
 
 NO_INTENSITY = -1.0
 Choice = Literal["random", "nearest", "first"]
@@ -111,7 +112,8 @@ class MakeQueries:
 
     def __init__(self, count: int = 2048, depth: float = 0.1) -> None:
         if count < 3:
-            raise ConfigError(f"{count} queries", field="count", remedy="give 3 or more")
+            told = counted(count, "query", "queries")
+            raise ConfigError(told, field="count", remedy="give 3 or more")
         if not 0 < depth < float("inf"):
             raise ConfigError(f"queries {depth} m behind surfaces", field="depth")
         self.count, self.depth = count, depth

@@ -22,7 +22,7 @@ class OneCamera:
 
     def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
         matches = matches_of(frame)
-        seeing = torch.unique(matches.image)
+        seeing = torch.bincount(matches.image).nonzero()[:, 0]
         if not len(seeing):
             raise DataError(
                 f"frame {frame.id}: no camera sees any of its {len(frame)} points",
@@ -67,6 +67,6 @@ class KeepMatched:
 
     def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
         seen = torch.zeros(len(frame), dtype=torch.bool)
-        seen[matches_of(frame).point] = True
+        seen.index_fill_(0, matches_of(frame).point, True)
         kept = frame.select(seen)
         return replace(kept, matches=None) if self.forget else kept

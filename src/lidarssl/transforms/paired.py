@@ -18,7 +18,9 @@ from torch import Tensor
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Camera, Frame, Matches
 from lidarssl.geometry.projection import Bounds, Rounding, match_pixels
+from lidarssl.rows import true_rows
 from lidarssl.transforms.images import Crop, crop_camera, flip_camera, image_size
+from lidarssl.wording import counted
 
 Size = tuple[int, int]
 
@@ -34,19 +36,13 @@ def match_frame(
     Raises:
         DataError: the frame has no cameras, or one without an image.
     """
-    parts, points = [], frame.points.double()
+    parts, points = [], torch.stack(frame.points.unbind(1)).double().t()
     for number, camera in enumerate(cameras_of(frame)):
         height, width = image_size(camera)
         found = match_pixels(
-            points,
-            camera.camera_from_lidar,
-            camera.intrinsics,
-            height,
-            width,
-            min_depth,
-            rounding,
-            bounds,
-        )
+            points, camera.camera_from_lidar, camera.intrinsics, height, width, min_depth,
+            rounding, bounds,
+        )  # fmt: skip
         image = torch.full_like(found.point, number)
         parts.append(Matches(found.point, image, found.row, found.col))
     return Matches.joined(parts)
@@ -223,8 +219,8 @@ class MatchPixels:
         found = match_frame(frame, self.min_depth, self.rounding, self.bounds)
         if not self.allow_none and len(found.point) == 0:
             raise DataError(
-                f"frame {frame.id}: none of its {len(frame)} points falls into any of its "
-                f"{len(frame.cameras)} images",
+                f"frame {frame.id}: none of its {len(frame)} points falls into its "
+                f"{counted(len(frame.cameras), 'image')}",
                 field="matches",
                 remedy="check intrinsics, camera_from_lidar and its direction; "
                 "`lidarssl data check` counts the points of every image",
@@ -354,9 +350,9 @@ class ResizeWhole:
         row, col = matches.row.clone(), matches.col.clone()
         cameras = []
         for number, camera in enumerate(frame.cameras):
-            before, mine = image_size(camera), matches.image == number
+            before, mine = image_size(camera), true_rows(matches.image == number)
             row[mine], col[mine] = resize_pixels(
-                row[mine], col[mine], before, self.size, self.rounding
+                matches.row[mine], matches.col[mine], before, self.size, self.rounding
             )
             whole = Crop.whole(before)
             cameras.append(crop_camera(camera, whole, self.size, self.antialias))

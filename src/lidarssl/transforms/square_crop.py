@@ -13,6 +13,7 @@ from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Camera, Frame, Matches
 from lidarssl.transforms.images import Crop, crop_camera, image_size
 from lidarssl.transforms.paired import matches_of
+from lidarssl.wording import counted
 
 Place = Literal["random", "center"]
 
@@ -67,7 +68,7 @@ class SquareCrop:
                 return crop
         raise DataError(
             f"frame {frame.id}: no square of {side} pixels of camera {camera.name} holds "
-            f"{self.min_matches} points",
+            f"{counted(self.min_matches, 'point')}",
             field="matches",
             remedy="ask for a larger square (method.view.side) or fewer points "
             "(method.view.min_points), set training.bad_samples to skip, or check the calibration "

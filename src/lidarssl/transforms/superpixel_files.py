@@ -26,6 +26,7 @@ from lidarssl.datasets.files import IMAGE_FILE_LIMIT, read_bytes
 from lidarssl.datasets.image_files import PIXEL_LIMIT, WHOLE
 from lidarssl.errors import DataError
 from lidarssl.frame import Camera
+from lidarssl.transforms.superpixel_settings import read_settings
 
 FileFormat = Literal["runs", "png"]
 SUFFIXES: dict[FileFormat, str] = {"runs": ".runs", "png": ".png"}
@@ -33,7 +34,6 @@ LARGEST_ID = 2**16 - 1
 _HEADER = struct.Struct("<4sIIIB")
 _MAGIC = b"RUN1"
 _WIDEST = 2**16 - 1
-_PREPARE = "run `lidarssl prepare superpixels` on this dataset and split"
 
 
 def superpixel_path(folder: Path, camera: Camera, form: FileFormat | None = None) -> Path:
@@ -97,7 +97,10 @@ def open_superpixels(path: Path, size: tuple[int, int]) -> SuperpixelFile:
     Raises:
         DataError: missing, corrupt, not single-channel, or of another size.
     """
-    data = read_bytes(path, IMAGE_FILE_LIMIT, remedy=_PREPARE)
+    try:
+        data = read_bytes(path, IMAGE_FILE_LIMIT)
+    except DataError as error:
+        raise DataError(error.problem, path=path, remedy=_remedy(path)) from error
     try:
         if data.startswith(_MAGIC):
             _, height, width, _, _ = _HEADER.unpack_from(data)
@@ -185,5 +188,15 @@ def _decode_runs(data: bytes, size: tuple[int, int], rows: slice) -> np.ndarray:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
-        f"the superpixels do not decode ({str(error)[:200]})", path=path, remedy=_PREPARE
+        f"the superpixels do not decode ({str(error)[:200]})", path=path, remedy=_remedy(path)
     )
+
+
+def _remedy(path: Path) -> str:
+    """How to make a file again, with the settings of its folder where that tells them."""
+    try:
+        settings = read_settings(path.parent)
+    except DataError:
+        settings = None
+    command = "lidarssl prepare superpixels" if settings is None else settings.command(path.parent)
+    return f"run `{command}` on this dataset and split; it makes what is missing or damaged"

@@ -1,12 +1,8 @@
-"""Superpixels of camera images: SLIC, or read from the files of an offline pass.
-
-The file ``superpixels.json`` beside those holds the settings they were made with; folders made
-elsewhere (SLidR's) may lack it.
-"""
+"""Superpixels of camera images: SLIC, from the files of an offline pass, or with the frames."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,44 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lidarssl.datasets.files import read_json
+from lidarssl.datasets.base import Dataset
 from lidarssl.errors import ConfigError, DataError, require
 from lidarssl.frame import Camera, Frame
 from lidarssl.transforms.images import image_of, image_size, resize_nearest
 from lidarssl.transforms.superpixel_files import open_superpixels, superpixel_path
+from lidarssl.transforms.superpixel_settings import (
+    SETTINGS_FILE,
+    SlicSettings,
+    check_settings,
+    parse_settings,
+    read_settings,
+)
 
-SETTINGS_FILE = "superpixels.json"
-
-
-@dataclass(frozen=True)
-class SlicSettings:
-    """Parameters of SLIC (Achanta et al., 2012); the defaults are SLidR's.
-
-    Attributes:
-        segments: number of segments asked for; about a quarter fewer come back.
-        compactness: weight of distance in the image against distance in colour.
-        sigma: px of the full image, width of the Gaussian smoothing beforehand.
-        scale: 0.25 segments the image at a quarter of its height and width and enlarges the
-            result by nearest neighbour: ~16 times faster.
-    """
-
-    segments: int = 150
-    compactness: float = 6.0
-    sigma: float = 3.0
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not (self.segments >= 1 and self.compactness > 0 and self.sigma >= 0):
-            raise ConfigError(
-                f"SLIC cannot run with {self.segments} segments, compactness {self.compactness} "
-                f"and sigma {self.sigma}",
-                field="superpixels",
-                remedy="give 1 segment or more, compactness above 0 and sigma of 0 or more",
-            )
-        if not 0 < self.scale <= 1:
-            raise ConfigError(
-                f"scale {self.scale} is not in (0, 1]", field="superpixels.scale", remedy="try 0.25"
-            )
+_PACK = ", and pack the shards again with `lidarssl data shard ... --superpixels DIR`"
 
 
 def slic(image: Tensor, settings: SlicSettings | None = None) -> Tensor:
@@ -92,29 +64,6 @@ def _at_least_one(size: float) -> int:
     return max(1, round(size))
 
 
-def check_settings(folder: Path, settings: SlicSettings) -> None:
-    """Compare with the settings that the files of ``folder`` were made with, where it tells.
-
-    Raises:
-        ConfigError: they differ.
-    """
-    path = folder / SETTINGS_FILE
-    if not path.is_file():
-        return
-    stored = read_json(path, limit=65536)
-    asked = asdict(settings)
-    if stored != asked:
-        stored = stored if isinstance(stored, dict) else {}
-        differs = [name for name in asked if stored.get(name) != asked[name]]
-        raise ConfigError(
-            "the superpixels in this folder were made with other settings: "
-            + ", ".join(f"{name} {stored.get(name)}, not {asked[name]}" for name in differs),
-            path=path,
-            field=", ".join(differs),
-            remedy="change the recipe, or prepare them into another folder",
-        )
-
-
 class Superpixels:
     """Give every camera its superpixels, at the size its image has now.
 
@@ -124,8 +73,7 @@ class Superpixels:
         segments, compactness, sigma, scale: see ``SlicSettings``.
         folder: read the files of ``lidarssl prepare superpixels``; None = compute (about 3 s
             for an image of 1600 x 900, a fifteenth of it with ``scale`` 0.25).
-        stored: keep those that frames bring, as of shards that were packed with superpixels;
-            the settings are then those of the shards.
+        stored: keep those that frames bring, as of shards that were packed with superpixels.
 
     Raises:
         ConfigError: the folder's files were made with other settings; a folder, and ``stored``.
@@ -150,7 +98,22 @@ class Superpixels:
                 remedy="leave folder or stored out",
             )
         if self.folder is not None:
-            check_settings(self.folder, self.settings)
+            made = read_settings(self.folder)
+            check_settings(made, self.settings, self.folder / SETTINGS_FILE)
+
+    def check_dataset(self, dataset: Dataset, split: str) -> None:
+        """Compare the settings with those of superpixels that frames bring, where it is told.
+
+        Raises:
+            ConfigError: they differ.
+        """
+        if not self.stored:
+            return
+        for part in dict.fromkeys(map(dataset.of, dataset.frames(split))):
+            made = part.superpixels_made_with(split)
+            if made is not None:
+                told = parse_settings(made.settings, made.where)
+                check_settings(told, self.settings, made.where, _PACK)
 
     def __call__(self, frame: Frame, rng: np.random.Generator) -> Frame:
         return replace(frame, cameras=tuple(map(self._filled, frame.cameras)))

@@ -33,7 +33,7 @@ def random_of_each_voxel(points: Tensor, voxel_size: float, order: Tensor) -> Te
         (M,) int64 rows of ``points``, sorted by voxel.
     """
     keys = voxel_keys(points, "waffleiron", voxel_size).index_select(0, order)
-    return order[group_rows(keys).first]
+    return order.index_select(0, group_rows(keys).first)
 
 
 def nearest_to(points: Tensor, center: int, count: int) -> Tensor:
@@ -116,6 +116,4 @@ class CropCylinder:
 
 
 def _select(frame: Frame, rows: Tensor) -> Frame:
-    kept = torch.zeros(len(frame), dtype=torch.bool)
-    kept[rows] = True
-    return frame.select(kept)
+    return frame.select(torch.zeros(len(frame), dtype=torch.bool).index_fill_(0, rows, True))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from lidarssl.errors import ConfigError
+from lidarssl.wording import counted
 
 Range = tuple[float, float]
 SCENES_PER_SPLIT = 100_000
@@ -130,7 +131,8 @@ _YAWS = {
 def camera_rig(count: int = 3, height: int = 128, width: int = 256) -> tuple[CameraConfig, ...]:
     """``count`` (2 to 6) cameras around the vehicle, exposed 3 ms after one another."""
     if count not in _RIGS:
-        raise ConfigError(f"no rig of {count} cameras", field="cameras", remedy="choose 2 to 6")
+        told = counted(count, "camera")
+        raise ConfigError(f"no rig of {told}", field="cameras", remedy="choose 2 to 6")
     return tuple(
         CameraConfig(name, _YAWS[name], height, width, delay=0.004 + 0.003 * index)
         for index, name in enumerate(_RIGS[count])

@@ -20,6 +20,7 @@ from lidarssl.datasets.world.config import SceneId, WorldConfig, scene_ids
 from lidarssl.datasets.world.drive import WorldFrame, record
 from lidarssl.datasets.world.writing import Rows, write_file, write_scenes
 from lidarssl.errors import ConfigError
+from lidarssl.wording import counted
 
 SEQUENCES = {
     "train": ("00", "01", "02", "03", "04", "05", "06", "07", "09", "10"),
@@ -72,7 +73,7 @@ def write_semantic_kitti(
         wanted = sum(scene.split == split for scene in scenes)
         if wanted > len(names):
             raise ConfigError(
-                f"SemanticKITTI has {len(names)} sequences in '{split}', not {wanted}",
+                f"SemanticKITTI has {counted(len(names), 'sequence')} in '{split}', not {wanted}",
                 field="splits",
                 remedy="use WorldConfig.kitti(), or fewer scenes of more frames",
             )

@@ -11,6 +11,7 @@ from torch import Tensor
 from lidarssl.errors import ConfigError
 from lidarssl.images.unet import SmallUNet, read_shape
 from lidarssl.prepare.labellers.base import Labeller, as_unit_float, by_size
+from lidarssl.wording import counted
 
 
 class SmallUNetLabeller(Labeller):
@@ -50,7 +51,8 @@ class SmallUNetLabeller(Labeller):
         names = classes or shape.classes[1:] or [f"class_{k}" for k in range(1, count + 1)]
         if len(names) != count:
             raise ConfigError(
-                f"{len(names)} names for {count} classes beside the ignored one",
+                f"{counted(len(names), 'name')} for {counted(count, 'class', 'classes')} beside "
+                "the ignored one",
                 path=weights,
                 field="classes",
                 remedy=f"name {count}",

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lidarssl.errors import ConfigError
+from lidarssl.errors import unknown_name
 from lidarssl.sparse.pairs import KernelMap
 
 NAMES = ("torch", "triton", "spconv")
@@ -66,9 +66,7 @@ def backend(name: str) -> Iterator[None]:
 
 def _known(name: str, field: str) -> str:
     if name not in NAMES:
-        raise ConfigError(
-            f"no sparse convolution named {name!r}", field=field, remedy=f"use {', '.join(NAMES)}"
-        )
+        raise unknown_name(field, name, NAMES)
     return name
 
 
