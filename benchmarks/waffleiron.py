@@ -256,16 +256,28 @@ def step_figures(setting: Setting, threads: int, repeats: int) -> list[Figure]:
     plain, ours, saving = (seconds[form] for form in FORMS)
     work = "products of the channel mixes"
     figures = [
-        Figure("training step", ours, "s", at_most=3.5, beside=plain, limit=work),
-        Figure("the same, times as fast as plain layers", plain / ours, "x", at_least=FASTER),
-        Figure("peak of the process", peaks[OURS], "GiB", at_most=4, beside=peaks[PLAIN]),
-        Figure("step with checkpointing", saving, "s", beside=plain),
-        Figure("peak with checkpointing", peaks[SAVING], "GiB", beside=peaks[PLAIN]),
+        Figure("WaffleIron step", ours, "s", at_most=3.5, beside=plain, limit=work),
+        Figure(
+            "WaffleIron step: times as fast as plain layers", plain / ours, "x", at_least=FASTER
+        ),
+        Figure("WaffleIron step: peak memory", peaks[OURS], "GiB", at_most=4, beside=peaks[PLAIN]),
+        Figure("WaffleIron step with checkpointing", saving, "s", beside=plain),
+        Figure(
+            "WaffleIron step with checkpointing: peak memory",
+            peaks[SAVING],
+            "GiB",
+            beside=peaks[PLAIN],
+        ),
     ]
     if setting.device == "cpu":
         share = 100 * best / ours
         figures.append(
-            Figure("share of the matmul rate", share, "%", limit="norms, sums and copies of rows")
+            Figure(
+                "WaffleIron step: share of the matmul rate",
+                share,
+                "%",
+                limit="norms, sums and copies of rows",
+            )
         )
     return figures
 
@@ -278,7 +290,13 @@ def preparation_figures(scan: Tensor, repeats: int) -> list[Figure]:
         batch = collate([points]).points
         ms = milliseconds(lambda batch=batch: rule(batch), repeats)  # type: ignore[misc]
         found.append(
-            Figure(f"{name} points -> tokens, one core", ms, "ms", at_most=60, limit="k-d tree")
+            Figure(
+                f"WaffleIron, {name} points -> tokens, one core",
+                ms,
+                "ms",
+                at_most=60,
+                limit="k-d tree",
+            )
         )
     return found
 
@@ -305,7 +323,7 @@ def loss_figures() -> list[Figure]:
         pixels, whole = (
             alone(loss_memory, height, width, 20_000, enlarged) for enlarged in (False, True)
         )
-        name = f"features of 20,000 pixels of {height} x {width}"
+        name = f"ScaLR, features of 20,000 pixels of {height} x {width}: memory"
         found.append(Figure(name, pixels, "MiB", beside=whole))
     return found
 

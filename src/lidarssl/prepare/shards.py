@@ -7,7 +7,6 @@ any moment and started again, and shared by machines: neither changes a byte.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import re
@@ -47,6 +46,7 @@ from lidarssl.replacing import replacing
 from lidarssl.wording import counted
 
 _SHARD_LIMIT = 1_000_000
+_CANNOT_LOCK = (OSError, ImportError)
 
 
 @dataclass
@@ -289,7 +289,8 @@ class _Work(TorchDataset[_Outcome]):
         _remove_abandoned(tar)
         rows, layouts, outcome = [], dict[Layout, int](), _Outcome(written=1)
         with replacing(tar) as partial, partial.open("wb") as file:
-            _lock(file)
+            with contextlib.suppress(*_CANNOT_LOCK):
+                _lock(file)
             for number in self.settings.rows(shard):
                 frame = self.ids[number]
                 files = self.packer.files(frame)
@@ -312,9 +313,15 @@ class _Work(TorchDataset[_Outcome]):
 
 
 def _lock(file: IO[bytes]) -> None:
-    """For as long as this process lives, or the file is open; not on every file system."""
-    with contextlib.suppress(OSError):
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """For as long as this process lives, or the file is open.
+
+    Raises:
+        OSError: another process has locked it, or the file system cannot lock.
+        ImportError: the operating system cannot.
+    """
+    import fcntl
+
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _remove_abandoned(tar: Path) -> None:
@@ -323,6 +330,6 @@ def _remove_abandoned(tar: Path) -> None:
     A pass that lives has locked its file: workers outlive a killed one for a moment.
     """
     for left in tar.parent.glob(f".{tar.name}.*.partial"):
-        with contextlib.suppress(OSError), left.open("r+b") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(*_CANNOT_LOCK), left.open("r+b") as file:
+            _lock(file)
             left.unlink()
