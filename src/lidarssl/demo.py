@@ -165,7 +165,10 @@ def run_demo(run: Path, settings: DemoSettings, progress: bool = True) -> Path:
     """
     demo = Demo(run, settings, progress)
     (run / "metrics.jsonl").unlink(missing_ok=True)
-    recorder = Recorder(run, "SLidR on a synthetic driving world", demo.command, settings.seed, "")
+    title = "SLidR on a synthetic driving world"
+    if settings.is_quick:
+        title += ": a quick run, whose numbers mean nothing"
+    recorder = Recorder(run, title, demo.command, settings.seed, "")
     recorder.notes.extend([QUICK_NOTE, *NOTES] if settings.is_quick else NOTES)
     with recorder.stage("world", "streets, a lidar and three cameras, ray-cast"):
         world = settings.world or WorldConfig(seed=settings.seed)

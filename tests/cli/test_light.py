@@ -36,6 +36,15 @@ def test_nothing_heavy_is_imported(line: str) -> None:
     assert python(PROGRAM.format(heavy=HEAVY), *line.split()).splitlines()[-1].split() == ["HEAVY"]
 
 
+TRAINERS = ("pytorch_lightning", "torchmetrics", "transformers", "tensorboard")
+
+
+@pytest.mark.parametrize("module", ["recipes.schema", "datasets.inspect", "prepare.superpixels"])
+def test_what_does_not_train_imports_no_trainer(module: str) -> None:
+    program = f"import sys, lidarssl.{module}; print([n for n in {TRAINERS!r} if n in sys.modules])"
+    assert python(program).strip() == "[]"
+
+
 def test_a_report_is_written_without_torch(probed: Path) -> None:
     assert python(PROGRAM.format(heavy=HEAVY), "report", probed).split()[-1] == "HEAVY"
 

@@ -30,7 +30,7 @@ from lidarssl.methods.nclr import Nclr
 from lidarssl.recipes.kinds import PretrainRecipe
 from lidarssl.report import figures
 from lidarssl.report.calibration_record import CalibrationRecord
-from lidarssl.training.fit import Training
+from lidarssl.training.settings import Training
 from lidarssl.transforms.displacement import Displacement
 
 

@@ -171,3 +171,15 @@ def test_dry_run_writes_nothing_and_warns_of_nothing(
     assert errors == ""
     assert [str(warning.message) for warning in recwarn] == []
     assert not run.exists()
+
+
+def test_dry_run_computes_as_precisely_as_the_run(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    losses = {}
+    for precision in ("32-true", "bf16-mixed"):
+        option = f"--training.precision={precision}"
+        assert main(["pretrain", str(recipe), "--dry-run", option]) == 0
+        losses[precision] = float(capfd.readouterr().out.partition("loss")[2].split()[0])
+    assert losses["32-true"] != losses["bf16-mixed"]
+    assert losses["32-true"] == pytest.approx(losses["bf16-mixed"], rel=0.1)

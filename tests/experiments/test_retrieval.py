@@ -22,7 +22,7 @@ from lidarssl.report import figures
 from lidarssl.report.build import build_report
 from lidarssl.report.retrieval import RetrievalRecord, RetrievedScans
 from lidarssl.report.schema import Results
-from lidarssl.training.fit import Training
+from lidarssl.training.settings import Training
 from lidarssl.transforms.base import Compose, sample_generator
 from methods.small import batch_of, build, frames, methods
 from toys import MemoryDataset

@@ -21,7 +21,8 @@ from lidarssl.images.resnet import ResNet
 from lidarssl.methods.nclr import Nclr
 from lidarssl.methods.nclr_settings import CalibrationView, PoseTerm, TermWeights, TokenSampling
 from lidarssl.methods.soft_matching import StepDraws
-from lidarssl.training.fit import Training, fit
+from lidarssl.training.fit import fit
+from lidarssl.training.settings import Training
 from methods.small import backbone, batch_of, encoder, frames, nclr
 from toys import MemoryDataset
 

@@ -20,8 +20,8 @@ from lidarssl.tasks.augmentation import PointAugmentation
 from lidarssl.tasks.image_augmentation import ImageAugmentation
 from lidarssl.tasks.probe import LinearProbe
 from lidarssl.tasks.sliding_window import SlidingWindow
-from lidarssl.training.fit import Training
-from lidarssl.training.learner import Optimizer
+from lidarssl.training.optimizer import Optimizer
+from lidarssl.training.settings import Training
 from lidarssl.transforms.displacement import Displacement
 from lidarssl.transforms.mixing import ScanMixing
 from lidarssl.transforms.occupancy import SupportSearch
@@ -47,6 +47,7 @@ def test_limits_of_recipes_are_those_of_their_arguments() -> None:
         (Training, "batch_size", 0), (Training, "steps", 0), (Training, "epochs", -1),
         (Training, "seed", -1), (Training, "workers", -1), (Training, "log_every", 0),
         (Training, "devices", 0), (Training, "precision", "8"), (Optimizer, "lr", 0.0),
+        (Training, "precision", "64-true"), (Training, "precision", "bf16-true"),
         (ScanSampling, "num_queries", 2), (ScanSampling, "voxel_size", 0.0),
         (PointAugmentation, "voxel_size", -0.1), (PointAugmentation, "max_points", 0),
         (PointAugmentation, "scale", (0.0, 1.1)), (PointAugmentation, "scale", (1.1, 0.9)),

@@ -12,7 +12,7 @@ from lidarssl.errors import ConfigError
 from lidarssl.recipes.keys import import_rooms
 from lidarssl.recipes.kinds import PretrainRecipe
 from lidarssl.recipes.overrides import explain, override, split_words
-from lidarssl.training.fit import Training
+from lidarssl.training.settings import Training
 
 import_rooms()
 

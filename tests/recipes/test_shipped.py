@@ -29,7 +29,7 @@ from lidarssl.recipes.schema import (
     load,
     parse,
 )
-from lidarssl.training.learner import Schedule
+from lidarssl.training.optimizer import Schedule
 from lidarssl.transforms.weak_labels import SETTINGS_FILE, WeakLabelSettings
 
 NAMES = list(files.shipped())

@@ -24,7 +24,7 @@ from lidarssl.methods.scalr import Scalr
 from lidarssl.recipes import catalogue
 from lidarssl.recipes.schema import build_backbone, parse
 from lidarssl.tasks.semantic import SemanticSegmentation
-from lidarssl.training.learner import Optimizer, Schedule, parameter_groups
+from lidarssl.training.optimizer import Optimizer, Schedule, parameter_groups
 
 DATASETS = ("nuscenes", "semantic_kitti", "pandaset", "pandaset_gt")
 # Scans of each training set, and the steps of an epoch of the mixture with batches of 8.

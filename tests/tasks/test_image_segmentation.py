@@ -29,7 +29,7 @@ from lidarssl.metrics.segmentation import iou_report
 from lidarssl.tasks.image_augmentation import ImageAugmentation
 from lidarssl.tasks.image_segmentation import ImageSegmentation, enlarge, evaluate_images
 from lidarssl.tasks.sliding_window import SlidingWindow
-from lidarssl.training.learner import Optimizer, parameter_groups
+from lidarssl.training.optimizer import Optimizer, parameter_groups
 from lidarssl.transforms.base import Compose
 
 CPU = torch.device("cpu")

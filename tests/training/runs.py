@@ -12,8 +12,9 @@ from torch import nn
 from lidarssl.datasets.base import Dataset
 from lidarssl.datasets.mixed import Mixed
 from lidarssl.frame import Field
-from lidarssl.training.fit import FitResult, Training, fit
-from lidarssl.training.learner import Optimizer, Schedule
+from lidarssl.training.fit import FitResult, fit
+from lidarssl.training.optimizer import Optimizer, Schedule
+from lidarssl.training.settings import Training
 from toys import MemoryDataset, ToyModule
 
 SETTINGS = Training(
@@ -44,6 +45,7 @@ def train(
     resume: bool = False,
     module: nn.Module | None = None,
     dataset: Dataset | None = None,
+    progress: bool = False,
     **options: Any,
 ) -> FitResult:
     """Train the toy module, and leave its weights in ``final.pt``."""
@@ -51,7 +53,7 @@ def train(
     module, dataset = module or ToyModule(), dataset or MemoryDataset()
     result = fit(
         module, dataset, dataset.frames("train"), Field.NONE, [], training, run, "toy",
-        resume=resume, progress=False, val_ids=dataset.frames("val"), **options,
+        resume=resume, progress=progress, val_ids=dataset.frames("val"), **options,
     )  # fmt: skip
     torch.save(module.state_dict(), run / "final.pt")
     return result

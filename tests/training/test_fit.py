@@ -19,8 +19,10 @@ from torch import nn
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Batch, StepOutput
 from lidarssl.tasks.semantic import SemanticSegmentation
-from lidarssl.training.fit import Training, fit
-from lidarssl.training.learner import Optimizer, Schedule, build_optimizer, step_generator
+from lidarssl.training.draws import step_generator
+from lidarssl.training.fit import fit
+from lidarssl.training.optimizer import Optimizer, Schedule, build_optimizer
+from lidarssl.training.settings import Training
 from lidarssl.transforms.base import Transform
 from methods.small import backbone, build, methods
 from toys import MemoryDataset, ToyModule

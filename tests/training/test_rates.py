@@ -14,13 +14,9 @@ from lidarssl.backbones.base import Backbone
 from lidarssl.errors import ConfigError
 from lidarssl.frame import Field, PointBatch, PointFeatures
 from lidarssl.tasks.semantic import SemanticSegmentation
-from lidarssl.training.fit import Training, fit
-from lidarssl.training.learner import (
-    Optimizer,
-    Schedule,
-    build_optimizer,
-    parameter_groups,
-)
+from lidarssl.training.fit import fit
+from lidarssl.training.optimizer import Optimizer, Schedule, build_optimizer, parameter_groups
+from lidarssl.training.settings import Training
 from methods.small import backbone
 from toys import MemoryDataset, ToyModule
 

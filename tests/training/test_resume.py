@@ -13,9 +13,9 @@ import torch
 from lidarssl.datasets.mixed import Mixed
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import Batch, StepOutput
-from lidarssl.training.fit import Training
-from lidarssl.training.learner import Optimizer, Schedule
+from lidarssl.training.optimizer import Optimizer, Schedule
 from lidarssl.training.resume import ORDER
+from lidarssl.training.settings import Training
 from toys import MemoryDataset, ToyModule
 from training.runs import SETTINGS, final, rows, same_weights, settings, train, weighted
 
@@ -72,6 +72,15 @@ def test_resumed_run_ends_with_the_same_weights_and_the_same_log(
     assert rows(tmp_path) == rows(whole)
     table = Path("logs") / "toy" / "metrics.csv"
     assert (tmp_path / table).read_text() == (whole / table).read_text()
+
+
+def test_the_bar_of_a_resumed_run_knows_where_it_ends(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path, settings(steps=10))
+    capfd.readouterr()
+    train(tmp_path, settings(steps=15), resume=True, progress=True)
+    assert "15/15" in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("drop_last", [True, False])

@@ -18,8 +18,8 @@ from lidarssl.batching import collate
 from lidarssl.distributed import all_reduce_sum
 from lidarssl.errors import ConfigError
 from lidarssl.frame import Batch, Field, Pairs, StepOutput
+from lidarssl.training.draws import step_generator
 from lidarssl.training.fit import fit
-from lidarssl.training.learner import step_generator
 from lidarssl.training.loading import FrameSource, held_out_batches
 from lidarssl.training.validation import Validation
 from toys import MemoryDataset, ToyModule

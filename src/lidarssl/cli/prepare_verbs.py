@@ -38,7 +38,7 @@ def superpixels(arguments: argparse.Namespace, rest: list[str]) -> None:
 def image_features(arguments: argparse.Namespace, rest: list[str]) -> None:
     from lidarssl.prepare.image_features import prepare_image_features as run
     from lidarssl.recipes.schema import build_dataset
-    from lidarssl.training.fit import choose_device
+    from lidarssl.training.devices import choose_device
 
     options = pass_options(arguments)
     described, rest = _take("encoder", rest)
@@ -113,7 +113,7 @@ def _label(
     from lidarssl.prepare.labellers.base import Labeller
     from lidarssl.prepare.weak_labels import prepare_weak_labels
     from lidarssl.recipes.schema import build_part
-    from lidarssl.training.fit import choose_device
+    from lidarssl.training.devices import choose_device
 
     if arguments.classes is not None:
         raise ConfigError(

@@ -145,7 +145,7 @@ def _say_when_crowded(workers: int, accelerator: str) -> None:
     import torch
 
     from lidarssl.experiments.doctor import crowding
-    from lidarssl.training.fit import choose_device
+    from lidarssl.training.devices import choose_device
 
     said = crowding(workers, torch.get_num_threads(), os.cpu_count() or 1)
     if said and choose_device(accelerator).type == "cpu":

@@ -37,7 +37,7 @@ from lidarssl.recipes.overrides import split_words
 from lidarssl.report.calibration_page import write_report
 from lidarssl.report.calibration_record import CalibrationRecord, ImageRecord, JointRecord
 from lidarssl.report.schema import RUN_FILE
-from lidarssl.training.fit import choose_device
+from lidarssl.training.devices import choose_device
 from lidarssl.training.requirements import check_needs
 from lidarssl.transforms.base import sample_generator
 from lidarssl.transforms.displacement import Displacement

@@ -53,7 +53,8 @@ from lidarssl.tasks.semantic import (
     evaluate,
     label_counts,
 )
-from lidarssl.training.fit import choose_device, fit
+from lidarssl.training.devices import choose_device
+from lidarssl.training.fit import fit
 from lidarssl.training.requirements import check_needs
 from lidarssl.transforms.base import Transform
 from lidarssl.wording import counted

@@ -31,7 +31,8 @@ from lidarssl.recipes.schema import LoadedRecipe, load
 from lidarssl.replacing import replacing
 from lidarssl.report.schema import PIXEL_POSITION, RANDOM_INIT, Protocol, ProtocolNote
 from lidarssl.tasks.image_segmentation import ImageSegmentation, evaluate_images
-from lidarssl.training.fit import choose_device, fit
+from lidarssl.training.devices import choose_device
+from lidarssl.training.fit import fit
 from lidarssl.weights import read_safetensors
 from lidarssl.wording import counted
 

@@ -32,8 +32,9 @@ from lidarssl.recipes.kinds import PretrainRecipe
 from lidarssl.recipes.schema import LoadedRecipe
 from lidarssl.report.build import build_report
 from lidarssl.report.schema import Results
-from lidarssl.training.fit import choose_device, fit
-from lidarssl.training.learner import step_generator
+from lidarssl.training.devices import autocast, choose_device
+from lidarssl.training.draws import step_generator
+from lidarssl.training.fit import fit
 from lidarssl.training.loading import (
     EpochBatches,
     FrameSource,
@@ -239,7 +240,8 @@ def dry_run(loaded: LoadedRecipe, repeats: int = 3) -> DryRun:
     with step_memory_kept(device, training.keep_memory):
         for step, found in enumerate(loader):
             batch = good_batch(found).to(device)
-            output = method.training_step(batch, step_generator(training.seed, step))
+            with autocast(training.precision, device):
+                output = method.training_step(batch, step_generator(training.seed, step))
             output.loss.backward()
             method.zero_grad()
             if device.type == "cuda":

@@ -37,7 +37,7 @@ from lidarssl.report.retrieval import (
     RetrievedScans,
 )
 from lidarssl.report.schema import Section
-from lidarssl.training.fit import choose_device
+from lidarssl.training.devices import choose_device
 from lidarssl.training.loading import FrameSource, evaluation_batches
 from lidarssl.transforms.base import Compose
 from lidarssl.transforms.paired import MatchPixels

@@ -39,7 +39,7 @@ from lidarssl.report.build import build_report
 from lidarssl.report.schema import MIOU_NAN
 from lidarssl.report.scores import order_methods
 from lidarssl.report.shift import POOLED, ShiftResults
-from lidarssl.training.fit import choose_device
+from lidarssl.training.devices import choose_device
 from lidarssl.training.requirements import check_needs
 from lidarssl.wording import counted
 

@@ -16,10 +16,11 @@ from lidarssl.frame import Field
 from lidarssl.images.unet import SmallUNet
 from lidarssl.metrics.segmentation import confusion, iou_report
 from lidarssl.tasks.image_labels import ImageLabels, predict_labels
-from lidarssl.training.fit import Training, fit
-from lidarssl.training.learner import Optimizer, Schedule
+from lidarssl.training.fit import fit
 from lidarssl.training.loading import FrameSource, evaluation_batches
+from lidarssl.training.optimizer import Optimizer, Schedule
 from lidarssl.training.requirements import check_needs
+from lidarssl.training.settings import Training
 
 
 @dataclass(frozen=True)

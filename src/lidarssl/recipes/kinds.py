@@ -10,7 +10,7 @@ from lidarssl.methods.base import Method
 from lidarssl.tasks.image_segmentation import ImageSegmentation
 from lidarssl.tasks.probe import LinearProbe
 from lidarssl.tasks.semantic import SemanticSegmentation
-from lidarssl.training.fit import Training
+from lidarssl.training.settings import Training
 
 
 @dataclass

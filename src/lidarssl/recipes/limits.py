@@ -26,8 +26,8 @@ from lidarssl.tasks.augmentation import PointAugmentation
 from lidarssl.tasks.image_augmentation import ImageAugmentation
 from lidarssl.tasks.probe import LinearProbe
 from lidarssl.tasks.sliding_window import SlidingWindow
-from lidarssl.training.fit import Training
-from lidarssl.training.learner import Optimizer, Schedule
+from lidarssl.training.optimizer import Optimizer, Schedule
+from lidarssl.training.settings import Training
 from lidarssl.transforms.displacement import Displacement
 from lidarssl.transforms.image_jitter import ImageJitter
 from lidarssl.transforms.mixing import ScanMixing
@@ -57,7 +57,7 @@ GRIDS: Rule = (
     lambda value: all(1 <= side <= 4096 for grid in value for side in grid),
     "grids of 1 to 4096 cells a side",
 )
-PRECISIONS = ("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 LIMITS: dict[type, dict[str, Rule]] = {
     Training: {

@@ -135,6 +135,8 @@ class StepProgress(TQDMProgressBar):
     def init_train_tqdm(self) -> Any:
         bar = super().init_train_tqdm()
         bar.set_description(self.stage)
+        # A run that goes on in the middle starts no epoch, which would tell the total.
+        bar.total = self.trainer.max_steps
         return bar
 
     def on_exception(self, *args: Any) -> None:

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,77 +21,21 @@ from lidarssl.datasets.base import Dataset
 from lidarssl.errors import ConfigError
 from lidarssl.frame import Field, FrameId
 from lidarssl.training.callbacks import LogSteps, SaveLast, StepProgress, StopOnSignal
-from lidarssl.training.learner import Learner, Optimizer, Schedule
+from lidarssl.training.learner import Learner
 from lidarssl.training.loading import (
-    BadSamples,
     EpochBatches,
     FrameSource,
     Prepare,
-    batches_per_epoch,
     held_out_batches,
     training_loader,
 )
 from lidarssl.training.logs import RunLog, stage_folder
 from lidarssl.training.memory import step_memory_kept
 from lidarssl.training.resume import BatchOrder, resumable_step
+from lidarssl.training.settings import Training
 from lidarssl.training.validation import Validation
 from lidarssl.transforms.base import Transform
 from lidarssl.transforms.mixing import MixingTransform
-
-
-@dataclass
-class Training:
-    """How a run trains.
-
-    Args:
-        batch_size: frames of a step over all processes.
-        drop_last: leave out the frames of an epoch that do not fill a batch; false = they are a
-            smaller one.
-        epochs: passes over the frames; ignored when ``steps`` is given.
-        steps: optimiser steps of the whole run.
-        optimizer, schedule: see there.
-        seed: of initialisation, shuffles and every draw.
-        workers: loader processes of each training process; they never change the result.
-        prefetch: batches that each of them makes ahead; more hold more memory, and even out
-            frames that take long, as from a network.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-        accelerator: ``auto``, ``cpu``, ``cuda``, ``mps``.
-        devices: processes on this machine (DDP); ``auto`` = every GPU, one on CPU.
-        nodes: machines (DDP by torchrun or SLURM).
-        checkpoint_every: steps between resumable checkpoints; 0 = only at the end.
-        log_every: steps between logged values.
-        validate_every: steps between two looks at held-out frames: the loss and its terms, and of
-            methods that pair images and scans how they find each other; 0 = never.
-        bad_samples: ``raise``, or ``skip`` to replace a bad sample by the next good one.
-        max_skipped: bad samples of one process after which ``skip`` gives up.
-        keep_memory: on a CPU, reuse the memory of large tensors from step to step: faster, up to a
-            quarter more of it (``docs/performance.md``).
-    """
-
-    batch_size: int = 4
-    drop_last: bool = True
-    epochs: int = 50
-    steps: int | None = None
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    schedule: Schedule = field(default_factory=Schedule)
-    seed: int = 0
-    workers: int = 2
-    prefetch: int = 2
-    precision: str = "32-true"
-    accelerator: str = "auto"
-    devices: int | str = "auto"
-    nodes: int = 1
-    checkpoint_every: int = 200
-    log_every: int = 10
-    validate_every: int = 0
-    bad_samples: BadSamples = "raise"
-    max_skipped: int = 100
-    keep_memory: bool = True
-
-    def total_steps(self, frames: int) -> int:
-        if self.steps is not None:
-            return self.steps
-        return self.epochs * batches_per_epoch(frames, self.batch_size, self.drop_last)
 
 
 @dataclass
@@ -188,28 +132,6 @@ def fit(
                 raise
     done = trainer.global_step
     return FitResult(done, learner.skipped, interrupted=stop.received and done < steps)
-
-
-def choose_device(accelerator: str) -> torch.device:
-    """The device behind an ``accelerator`` of ``Training``, for work without a trainer.
-
-    Raises:
-        ConfigError: this machine does not have it.
-    """
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    present = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not present.get(accelerator, False):
-        raise ConfigError(
-            f"there is no '{accelerator}' device here",
-            field="accelerator",
-            remedy=f"choose auto or one of {[name for name, here in present.items() if here]}",
-        )
-    return torch.device(accelerator)
 
 
 def _learner(module: nn.Module, training: Training, steps: int, steps_per_epoch: int) -> Learner:

@@ -13,8 +13,9 @@ from lidarssl.wording import counted
 
 _REMEDIES = {
     "images": "give the dataset its image folders (see `lidarssl data check`)",
-    "superpixels": "run `lidarssl prepare superpixels` and name its folder, or take shards that "
-    "were packed with --superpixels",
+    "superpixels": "leave `method.superpixels.stored` false and name the folder of `lidarssl "
+    "prepare superpixels` by `--method.superpixels.folder DIR`, or take shards that were packed "
+    "with --superpixels",
     "semantic": "give the dataset its label files, or choose a labelled split; a mixture has no "
     "labels: take one of its datasets by itself",
     "image_labels": "choose a dataset with labelled images, such as the synthetic world",

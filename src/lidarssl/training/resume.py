@@ -14,7 +14,8 @@ from torch import Tensor
 from lidarssl.datasets.base import Stream
 from lidarssl.errors import ConfigError, DataError
 from lidarssl.frame import FrameId
-from lidarssl.training.learner import Learner, build_optimizer
+from lidarssl.training.learner import Learner
+from lidarssl.training.optimizer import build_optimizer
 from lidarssl.weights import read_content
 from lidarssl.wording import counted
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lidarssl.distributed import all_reduce_sum, gather_rows, world_size
 from lidarssl.frame import Batch, Pairs, StepOutput
 from lidarssl.metrics.retrieval import RetrievalReport, retrieval
-from lidarssl.training.learner import step_generator
+from lidarssl.training.draws import step_generator
 
 
 class Validation:
