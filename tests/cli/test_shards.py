@@ -82,6 +82,7 @@ def test_what_is_wrong_is_one_message(command: Command, tiny: Tiny, tmp_path: Pa
         ((*pack, "--fields", "image"), "field: fields\n  remedy: did you mean 'images'? known: "),
         ((*pack, "--shard", "2/2"), "--shard"),
         ((*pack, "--frames-per-shard", "0"), "1 or more"),
+        ((*pack, "--frames-per-shard", "2", "--shard-size", "256"), "not both"),
         (("data", "check", "shards", "--root", tmp_path), "index.json"),
         (("data", "check", "shards", "--root", "ftp://host/x"), "https://"),
         (("data", "shard", "synthetic"), "output"),

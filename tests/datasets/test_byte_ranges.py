@@ -92,12 +92,19 @@ def test_lasting_failures_end_in_an_error_that_names_the_file(server: Server) ->
     assert len(server.requests) == 3, "these are not tried again"
 
 
-def test_a_server_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(byte_ranges, "PAUSES", ())
+def test_a_server_that_is_not_there_is_tried_once_for_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused: list[float] = []
+    monkeypatch.setattr(byte_ranges.time, "sleep", paused.append)
     with serving(tmp_path) as state:
         url = state.url
     with pytest.raises(DataError, match="cannot be fetched"):
         HttpStore(url).read("x", 9)
+    assert paused == []
+    with pytest.raises(DataError, match="cannot be fetched"):
+        HttpStore(url).read_range("x", 0, 9)
+    assert paused == list(byte_ranges.PAUSES), "it may come back while a run trains"
 
 
 def test_a_server_without_ranges_is_refused_before_its_whole_file_is_read(server: Server) -> None:

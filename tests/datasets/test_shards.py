@@ -292,6 +292,36 @@ def test_an_edited_index_is_told_with_file_field_and_remedy(folder: Path, edit: 
     assert "Error" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["index.json", "train.frames.json", "train-000000.tar"])
+def test_a_missing_file_is_made_again_as_its_error_says(
+    original: NuScenes, folder: Path, name: str
+) -> None:
+    (folder / name).unlink()
+    with pytest.raises(DataError, match=rf"(?s){name}: file not found.*run the same `lid"):
+        _read_all(folder)
+    pack_shards(original, "train", folder, frames_per_shard=2, progress=False)
+    _read_all(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("frames", 99),
+        ("shards", 1),
+        ("fields", ["images"]),
+        ("cameras", ["CAM_FRONT"]),
+        ("superpixels", {"segments": 10}),
+    ],
+)
+def test_an_index_that_does_not_fit_the_table_is_told(
+    folder: Path, name: str, value: object
+) -> None:
+    edited(lambda v: v["splits"]["train"].update({name: value}), "index.json")(folder)
+    with pytest.raises(DataError, match=rf"(?s)tells of other {name}\n.*one packing") as caught:
+        Shards(folder).frames("train")
+    assert caught.value.field == name
+
+
 @pytest.mark.parametrize("name", ["index.json", "train.frames.json"])
 def test_a_damaged_table_is_written_again_as_its_error_says(
     original: NuScenes, folder: Path, name: str

@@ -53,11 +53,11 @@ def test_superpixels_made_otherwise_never_share_a_split(tmp_path: Path) -> None:
     dataset, out = MemoryDataset(frames=5), tmp_path / "out"
     ten, twelve = (superpixels_of(dataset, tmp_path / str(n), n) for n in (10, 12))
     pack_shards(dataset, "train", out, superpixels=ten, shard=(0, 2), **QUIET)
-    told = r"(?s)superpixels segments 10, .*, not segments 12, .*superpixels.*--overwrite"
+    told = r"(?s)settings: superpixels with segments 10 instead of .* segments 12\n.*--overwrite"
     with pytest.raises(ConfigError, match=told) as caught:
         pack_shards(dataset, "train", out, superpixels=twelve, shard=(1, 2), **QUIET)
     assert str(out) in str(caught.value)
-    with pytest.raises(ConfigError, match=r"superpixels segments 10, .*, not None"):
+    with pytest.raises(ConfigError, match=r"segments 10, .* instead of no superpixels\n"):
         pack_shards(dataset, "train", out, shard=(1, 2), **QUIET)
     pack_shards(dataset, "train", out, superpixels=ten, shard=(1, 2), **QUIET)
     made = Shards(out).superpixels_made_with("train")
@@ -75,8 +75,11 @@ def test_superpixels_of_folders_that_tell_nothing_are_told_apart(tmp_path: Path)
         (superpixels_of(dataset, tmp_path / str(segments), segments) / "superpixels.json").unlink()
     out = tmp_path / "out"
     pack_shards(dataset, "train", out, superpixels=tmp_path / "10", shard=(0, 2), **QUIET)
-    for other in (tmp_path / "40", None):
-        with pytest.raises(ConfigError, match=r"made with other settings: .*first "):
+    for other, told in (
+        (tmp_path / "40", "settings: other superpixels, calibration or points of the first frame "),
+        (None, "settings: superpixels that do not tell .* instead of no superpixels\n"),
+    ):
+        with pytest.raises(ConfigError, match=told):
             pack_shards(dataset, "train", out, superpixels=other, shard=(1, 2), **QUIET)
     pack_shards(dataset, "train", out, superpixels=tmp_path / "10", shard=(1, 2), **QUIET)
     assert Shards(out).superpixels_made_with("train") is None

@@ -37,8 +37,9 @@ def add_shard(actions: Verbs) -> None:
         help="default: as many as make --shard-size",
     )  # fmt: skip
     parser.add_argument(
-        "--shard-size", type=at_least(1), default=256, metavar="MIB", help="about (256)"
-    )
+        "--shard-size", type=at_least(1), metavar="MIB",
+        help="about (default: 256); not with --frames-per-shard",
+    )  # fmt: skip
     add_pass_options(parser)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import socket
 import stat
 import time
 import urllib.error
@@ -33,6 +34,10 @@ _PASSING = (408, 429, 500, 502, 503, 504)
 _SHORTER = (
     "the file is cut, or not the one that its index was packed with: copy or upload the tar files "
     "and tables of one packing again"
+)
+_MISSING = (
+    "copy every shard and index here; or, where packing was interrupted or a file deleted, run the "
+    "same `lidarssl data shard` once more"
 )
 _REMEDIES = {
     401: "the server asks who you are: serve the bucket to this machine, e.g. with `rclone serve`",
@@ -142,7 +147,7 @@ class _Opened:
                 raise DataError("is not a regular file", path=self.path, remedy=self.remedy)
             self.file = self.path.open("rb")
         except FileNotFoundError as error:
-            remedy = self.remedy or "check that every shard and index is here"
+            remedy = self.remedy or _MISSING
             raise DataError("file not found", path=self.path, remedy=remedy) from error
         except (OSError, ValueError) as error:
             raise self._unreadable(error) from error
@@ -252,6 +257,9 @@ class HttpStore(Store):
                     raise failure from None
             except (OSError, http.client.HTTPException) as error:
                 failure = self._failed(name, f"cannot be fetched ({str(error)[:200]})")
+                # Of a table, which is read when a dataset is opened: nothing is lost by then.
+                if "Range" not in headers and _is_nobody(error):
+                    raise failure from None
             if pause is not None:
                 time.sleep(pause)
         raise failure
@@ -282,6 +290,13 @@ class HttpStore(Store):
     def _failed(self, name: str, problem: str, remedy: str | None = None) -> DataError:
         remedy = remedy or "check root and the connection"
         return DataError(problem, path=self.where(name), field="root", remedy=remedy)
+
+
+def _is_nobody(error: Exception) -> bool:
+    """Whether nothing answers at an address: it refuses connections, or has no such name."""
+    reason = getattr(error, "reason", error)
+    unknown = isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME
+    return unknown or isinstance(reason, ConnectionRefusedError)
 
 
 def _read_body(response: Any, most: int, exactly: bool) -> bytearray:

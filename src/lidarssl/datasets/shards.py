@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -44,6 +44,10 @@ _FIELD_OF = {
     "semantic": Field.SEMANTIC,
     "instance": Field.INSTANCE,
 }
+_NO_INDEX = (
+    "give the folder that holds the shards; where packing was interrupted, run the same "
+    "`lidarssl data shard` once more"
+)
 _PIXELS = Field.IMAGES | Field.SUPERPIXELS | Field.IMAGE_LABELS
 
 
@@ -79,7 +83,7 @@ class Shards(Dataset):
         self._store: Store = open_store(root)
         self.image_scale = check_scale(image_scale)
         index = parse_index(
-            self._store.read(INDEX_FILE, INDEX_LIMIT, "give the folder that holds the shards"),
+            self._store.read(INDEX_FILE, INDEX_LIMIT, _NO_INDEX),
             self._store.where(INDEX_FILE),
         )
         self.name, self.lidar, self.classes = index.dataset, index.lidar, index.classes
@@ -217,14 +221,7 @@ class Shards(Dataset):
             entry, name = self._entry(split), frames_file(split)
             path = self._store.where(name)
             table = parse_frame_table(self._store.read(name, FRAMES_LIMIT), path)
-            if (entry.frames, entry.shards) != (len(table.rows), len(table.shards)):
-                raise DataError(
-                    f"tells of frames and shards {len(table.rows)} and {len(table.shards)}, but "
-                    f"{INDEX_FILE} of {entry.frames} and {entry.shards}",
-                    path=path,
-                    field="frames",
-                    remedy="copy or upload all files of one packing",
-                )
+            _check_entry(entry, table.entry, path)
             self._splits[split] = _Split(self.name, table, path)
         return self._splits[split]
 
@@ -264,6 +261,19 @@ class _Split:
         self.rows = {frame: row for row, frame in enumerate(self.ids)}
         if len(self.rows) < len(self.ids):
             raise DataError("names a frame twice", path=path, field="frames", remedy=REMEDY)
+
+
+def _check_entry(told: SplitEntry, found: SplitEntry, path: str) -> None:
+    """Compare what ``index.json`` tells of a split with its table at ``path``."""
+    told_of, there = asdict(told), asdict(found)
+    differs = [name for name in there if told_of[name] != there[name]]
+    if differs:
+        raise DataError(
+            f"does not fit {INDEX_FILE}, which tells of other {', '.join(differs)}",
+            path=path,
+            field=", ".join(differs),
+            remedy="copy or upload all files of one packing",
+        )
 
 
 def _is_wanted(member: Member, fields: Field, cameras: Sequence[int]) -> bool:

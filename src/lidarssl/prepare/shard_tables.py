@@ -21,6 +21,7 @@ from lidarssl.datasets.shard_index import (
 )
 from lidarssl.datasets.shard_parsing import parse_frame_table, parse_part
 from lidarssl.errors import DataError
+from lidarssl.prepare.shard_leftovers import remove_surplus
 from lidarssl.prepare.shard_packing import label_shares
 from lidarssl.replacing import replacing
 
@@ -80,11 +81,15 @@ def read_part(folder: Path, settings: ShardSettings, shard: int) -> FrameTable |
 
 
 def write_index(folder: Path, dataset: Dataset, settings: ShardSettings) -> int:
-    """The tables of the split and of the folder, when every shard is there; how many are not."""
+    """The tables of the split and of the folder, when every shard is there; how many are not.
+
+    What an earlier packing of the split had beyond that goes.
+    """
     parts = [read_part(folder, settings, shard) for shard in range(settings.shards)]
     found = [part for part in parts if part is not None]
     if len(found) < len(parts):
         return len(parts) - len(found)
+    remove_surplus(folder, settings.split, settings.shards)
     table = replace(
         _joined(found),
         fields=settings.fields,

@@ -9,44 +9,35 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 from torch.utils.data import Dataset as TorchDataset
 
 from lidarssl.datasets.base import Dataset
-from lidarssl.datasets.files import MEBIBYTE, check_name, read_bytes, read_json
+from lidarssl.datasets.files import MEBIBYTE, check_name
 from lidarssl.datasets.shard_files import END, checksum, key, tar_member
 from lidarssl.datasets.shard_index import (
-    FRAMES_LIMIT,
-    INDEX_FILE,
     FrameTable,
     Layout,
     Row,
     ShardFile,
     frames_file,
 )
-from lidarssl.datasets.shard_parsing import parse_index
 from lidarssl.errors import ConfigError, DataError, unknown_name
 from lidarssl.frame import Field
-from lidarssl.prepare.passes import Outcome, check_same, check_shard, outcomes
+from lidarssl.prepare.passes import Outcome, check_shard, outcomes
+from lidarssl.prepare.shard_leftovers import CANNOT_LOCK, lock, remove_abandoned
 from lidarssl.prepare.shard_packing import Packer
-from lidarssl.prepare.shard_tables import (
-    ShardSettings,
-    describe_dataset,
-    part_paths,
-    read_part,
-    write_index,
-)
+from lidarssl.prepare.shard_refusals import check_dataset, check_settings
+from lidarssl.prepare.shard_tables import ShardSettings, part_paths, read_part, write_index
 from lidarssl.replacing import replacing
 from lidarssl.wording import counted
 
 _SHARD_LIMIT = 1_000_000
-_CANNOT_LOCK = (OSError, ImportError)
+_SHARD_SIZE = 256
 
 
 @dataclass
@@ -98,7 +89,7 @@ def pack_shards(
     fields: Sequence[str] | None = None,
     superpixels: str | Path | None = None,
     frames_per_shard: int | None = None,
-    shard_size: int = 256,
+    shard_size: int | None = None,
     workers: int = 0,
     shard: tuple[int, int] = (0, 1),
     overwrite: bool = False,
@@ -113,7 +104,7 @@ def pack_shards(
         fields: names of what to pack beside points; None = all that frames carry.
         superpixels: folder of ``lidarssl prepare superpixels`` to pack with the images.
         frames_per_shard: None = as many as make ``shard_size``, by the first frame.
-        shard_size: MiB.
+        shard_size: MiB; None = 256. Not with ``frames_per_shard``, which sets it.
         workers: processes beside this one; 0 = work here.
         shard: (i, n) makes shards i, i + n, i + 2n, ...: one i per machine.
         overwrite: make shards again that are there and whole.
@@ -128,11 +119,11 @@ def pack_shards(
     settings = _settings(packer, split, frames_per_shard, shard_size)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    _check_dataset(folder, dataset)
+    check_dataset(folder, dataset)
     if overwrite:
         (folder / frames_file(split)).unlink(missing_ok=True)
     else:
-        _check_settings(folder, settings)
+        check_settings(folder, settings)
     work = _Work(packer, folder, settings, shard, overwrite)
     summary, started = ShardsSummary(folder, settings), time.monotonic()
     for outcome in outcomes(work, len(work), "shards", "shard", workers, progress=progress):
@@ -172,10 +163,16 @@ def _folder_of(superpixels: str | Path | None) -> Path | None:
 
 
 def _settings(
-    packer: Packer, split: str, frames_per_shard: int | None, shard_size: int
+    packer: Packer, split: str, frames_per_shard: int | None, shard_size: int | None
 ) -> ShardSettings:
     dataset = packer.dataset
     check_name(split, None, "split")
+    if frames_per_shard is not None and shard_size is not None:
+        raise ConfigError(
+            "frames_per_shard and shard_size both say how large a tar file is",
+            field="shard_size",
+            remedy="give --frames-per-shard or --shard-size, not both",
+        )
     ids = dataset.frames(split)
     if any(frame.dataset != dataset.name for frame in ids):
         raise ConfigError(
@@ -199,7 +196,8 @@ def _settings(
     if made_with is None:
         told += [suffix for suffix in files if suffix.startswith("superpixels")]
     if frames_per_shard is None:
-        frames_per_shard = max(1, shard_size * MEBIBYTE // sum(map(len, files.values())))
+        size = _SHARD_SIZE if shard_size is None else shard_size
+        frames_per_shard = max(1, size * MEBIBYTE // sum(map(len, files.values())))
     settings = ShardSettings(
         dataset=dataset.name,
         split=split,
@@ -221,29 +219,6 @@ def _settings(
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _check_dataset(folder: Path, dataset: Dataset) -> None:
-    """Refuse a folder with shards of another dataset."""
-    path = folder / INDEX_FILE
-    if not path.is_file():
-        return
-    stored = asdict(parse_index(read_bytes(path, FRAMES_LIMIT), path))
-    asked = asdict(describe_dataset(dataset, {}))
-    del stored["splits"], asked["splits"]
-    check_same(path, "the shards in this folder were", stored, asked)
-
-
-def _check_settings(folder: Path, settings: ShardSettings) -> None:
-    """Refuse a folder with shards of the split that were made otherwise."""
-    for path in sorted(folder.glob(f"{settings.split}-*.json")):
-        if re.fullmatch(r"[0-9]{6}", path.stem.removeprefix(f"{settings.split}-"), re.ASCII):
-            stored = read_json(path, FRAMES_LIMIT)
-            stored = stored.get("settings") if isinstance(stored, dict) else None
-            if isinstance(stored, dict):
-                asked = json.loads(json.dumps(asdict(settings)))
-                check_same(path, "the shards of this split were", stored, asked)
-                return
 
 
 @dataclass
@@ -286,11 +261,11 @@ class _Work(TorchDataset[_Outcome]):
     def _pack(self, shard: int) -> _Outcome:
         tar, part = part_paths(self.folder, self.settings.split, shard)
         part.unlink(missing_ok=True)
-        _remove_abandoned(tar)
+        remove_abandoned(tar)
         rows, layouts, outcome = [], dict[Layout, int](), _Outcome(written=1)
         with replacing(tar) as partial, partial.open("wb") as file:
-            with contextlib.suppress(*_CANNOT_LOCK):
-                _lock(file)
+            with contextlib.suppress(*CANNOT_LOCK):
+                lock(file)
             for number in self.settings.rows(shard):
                 frame = self.ids[number]
                 files = self.packer.files(frame)
@@ -310,26 +285,3 @@ class _Work(TorchDataset[_Outcome]):
         with replacing(part) as partial:
             partial.write_text(json.dumps({**table, "settings": asdict(self.settings)}))
         return outcome
-
-
-def _lock(file: IO[bytes]) -> None:
-    """For as long as this process lives, or the file is open.
-
-    Raises:
-        OSError: another process has locked it, or the file system cannot lock.
-        ImportError: the operating system cannot.
-    """
-    import fcntl
-
-    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _remove_abandoned(tar: Path) -> None:
-    """Delete what passes that were killed have left of a shard.
-
-    A pass that lives has locked its file: workers outlive a killed one for a moment.
-    """
-    for left in tar.parent.glob(f".{tar.name}.*.partial"):
-        with contextlib.suppress(*_CANNOT_LOCK), left.open("r+b") as file:
-            _lock(file)
-            left.unlink()
