@@ -173,10 +173,37 @@ def alone(work: Callable[..., Result], *arguments: object) -> Result:
 
 
 @contextmanager
-def memory_as_in_training() -> Iterator[None]:
-    """Freed memory of tensors is kept, as ``training.keep_memory`` does on a CPU."""
-    with memory.step_memory_kept(torch.device("cpu")):
+def memory_as_in_training(keep: bool = True) -> Iterator[None]:
+    """Freed memory of tensors is kept, as ``training.keep_memory`` does on a CPU, or not."""
+    with memory.step_memory_kept(torch.device("cpu"), keep):
         yield
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of a step, and the peak memory of its process in GiB."""
+
+    seconds: float
+    memory: float
+
+
+def processes_taking_turns(
+    cost: Callable[..., StepCost], forms: Sequence[str], *arguments: object, rounds: int = 2
+) -> dict[str, StepCost]:
+    """What each form costs in processes of its own: the mean of some turns, the largest peak.
+
+    For forms that differ in what the process does with its memory.
+    """
+    found: dict[str, list[StepCost]] = {form: [] for form in forms}
+    for _ in range(rounds):
+        for form in forms:
+            found[form].append(alone(cost, form, *arguments))
+    return {
+        form: StepCost(
+            statistics.mean(one.seconds for one in costs), max(one.memory for one in costs)
+        )
+        for form, costs in found.items()
+    }
 
 
 def own_peak() -> float:

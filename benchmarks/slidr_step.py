@@ -6,11 +6,12 @@
 The step of the recipe slidr_minkunet_nuscenes: six cameras of 224 x 416 through the frozen dilated
 ResNet50, the points through MinkUNet34, superpixel InfoNCE, backward, SGD; random weights. The
 plain form keeps the batch norms of the teacher apart, pools by sparse one-hot matrices and
-convolves one kernel offset at a time (benchmarks/sparse_conv.py). Times of both are taken in
-turns; memory is the peak of a process for each form, and of our step with nothing changed but the
-pooling: a sparse one-hot matrix over all images, or a dense one for each. The frame is the real
-nuScenes key frame below LIDARSSL_DATA, with superpixels made at a quarter of its size, and without
-it a made-up one.
+convolves one kernel offset at a time (benchmarks/sparse_conv.py). Each form has
+processes of its own, in turns; ours keeps its memory as training does, the plain one leaves it to
+the C library. Memory is their peak, and that of our step with nothing changed but the pooling: a
+sparse one-hot matrix over all images, or a dense one for each. Parts of a step are of one step.
+The frame is the real nuScenes key frame below LIDARSSL_DATA, with superpixels made at a quarter of
+its size, and without it a made-up one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from counts import useful_flops
 from measuring import (
     Figure,
+    StepCost,
     alone,
     argument_parser,
     data_folder,
@@ -33,9 +35,9 @@ from measuring import (
     memory_as_in_training,
     milliseconds,
     own_peak,
+    processes_taking_turns,
     report,
     roofline,
-    taking_turns,
 )
 from sparse_conv import plain
 from torch import Tensor
@@ -215,13 +217,13 @@ def timed(owner: Any, name: str, seconds: dict[str, float], part: str) -> Iterat
         delattr(owner, name)
 
 
-@memory_as_in_training()
-def peak(form: Form, frames: int, threads: int, precision: str) -> float:
+def cost(form: Form, frames: int, threads: int, precision: str, repeats: int = 1) -> StepCost:
+    """The plain form leaves its memory to the C library."""
     torch.set_num_threads(threads)
     training = Training(form, batch_of(frames)[0], precision)
-    for _ in range(2):
-        training.step()
-    return own_peak()
+    with memory_as_in_training(form != "plain"):
+        seconds = milliseconds(training.step, repeats) / 1000
+    return StepCost(seconds, own_peak())
 
 
 def teacher_flops(frames: int) -> int:
@@ -253,11 +255,16 @@ def figures(options: Any, batch: Batch) -> list[Figure]:
     frames, threads, precision = options.frames, options.threads, options.precision
     ours, other = (Training(form, batch, precision) for form in ("ours", "plain"))
     check(ours, other)
-    ms = taking_turns({"ours": ours.step, "plain": other.step}, options.repeats)
-    step, beside = ms["ours"] / 1000, ms["plain"] / 1000
+    parts, plain_parts = ours.parts(), other.parts()
+    del ours, other
+    costs = processes_taking_turns(
+        cost, ("ours", "plain"), frames, threads, precision, -(-options.repeats // 2)
+    )
+    step, beside = costs["ours"].seconds, costs["plain"].seconds
     gflops = roofline(threads).gflops
     teacher = teacher_flops(frames) / 1e9
-    student = 3 * useful_flops(ours.method.backbone, batch.points) / 1e9  # type: ignore[arg-type]
+    backbone = method_of("ours").backbone
+    student = 3 * useful_flops(backbone, batch.points) / 1e9  # type: ignore[arg-type]
     floor = (teacher + student) / gflops
     found = [
         Figure(
@@ -270,7 +277,6 @@ def figures(options: Any, batch: Batch) -> list[Figure]:
         ),
         Figure("SLidR step: share of the matmul rate", 100 * floor / step, "%"),
     ]  # fmt: skip
-    parts, plain_parts = ours.parts(), other.parts()
     for name, seconds in parts.items():
         found.append(Figure(f"- {name}", seconds, "s", beside=plain_parts[name]))
         if name == "frozen ResNet50 forward":
@@ -290,16 +296,18 @@ def half_precision(beside: float, frames: int) -> Figure:
 def figures_of_memory(options: Any) -> list[Figure]:
     frames = options.frames
     gib = {
-        form: alone(peak, form, frames, options.threads, options.precision)
+        form: alone(cost, form, frames, options.threads, options.precision).memory
         for form in get_args(Form)
     }
     title = f"SLidR step, {frames} frame{'s' * (frames > 1)}: peak memory"
     found = [Figure(title, gib["ours"], "GiB", limit="maps of the teacher, activations")]
     for form in ("sparse one-hot pooling", "dense one-hot pooling"):
         name = f"{title} against {form}, the rest as ours"
-        found.append(Figure(name, gib["ours"] / gib[form], "x", at_most=0.5))
+        rest = "weights, their gradients and activations, which no pooling changes"
+        found.append(Figure(name, gib["ours"] / gib[form], "x", at_most=0.5, limit=rest))
     name = f"{title} against the plain form"
-    return [*found, Figure(name, gib["ours"] / gib["plain"], "x", at_most=0.5)]
+    rest = "weights, their gradients, activations of MinkUNet34"
+    return [*found, Figure(name, gib["ours"] / gib["plain"], "x", at_most=0.5, limit=rest)]
 
 
 def main() -> None:

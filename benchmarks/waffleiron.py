@@ -5,8 +5,8 @@
 - Preparation: 20,000 points around a random one of a thinned scan -> voxels, 16 nearest neighbours
   and cells of three grids, one core.
 - Training step: 12 layers of 256 channels, 1024 outputs, beside the layers of the published code
-  written plainly: channels first, 1x1 convolutions, dense grids. Times are of one process in which
-  the forms take turns, peaks of memory of a process for each.
+  written plainly: channels first, 1x1 convolutions, dense grids. Each form has processes of its
+  own, in turns; ours keep their memory as training does, the plain one leaves it to the C library.
 - Distillation loss: growth of a process when the teacher's map is read at the matched pixels, and
   when it is enlarged whole.
 
@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from measuring import (
     Figure,
+    StepCost,
     alone,
     argument_parser,
     data_folder,
@@ -33,9 +34,9 @@ from measuring import (
     memory_as_in_training,
     milliseconds,
     own_peak,
+    processes_taking_turns,
     report,
     roofline,
-    taking_turns,
     threads_of_torch,
 )
 from torch import Tensor, nn
@@ -225,15 +226,12 @@ def training_step(form: str, setting: Setting) -> Callable[[], None]:
     return step
 
 
-@memory_as_in_training()
-def peak_of_step(form: str, setting: Setting, threads: int) -> float:
-    """GiB of the process, or of the GPU."""
-    with threads_of_torch(threads):
-        step = training_step(form, setting)
-        step()
-        step()
+def cost_of_step(form: str, setting: Setting, threads: int, repeats: int) -> StepCost:
+    """Memory is that of the process, or of the GPU; the plain form leaves it to the C library."""
+    with threads_of_torch(threads), memory_as_in_training(form != PLAIN):
+        seconds = milliseconds(training_step(form, setting), repeats) / 1000
     on_gpu = setting.device == "cuda"
-    return torch.cuda.max_memory_allocated() / 2**30 if on_gpu else own_peak()
+    return StepCost(seconds, torch.cuda.max_memory_allocated() / 2**30 if on_gpu else own_peak())
 
 
 def step_gflop(tokens: PlaneTokens, channels: int, depth: int) -> float:
@@ -246,19 +244,21 @@ def step_gflop(tokens: PlaneTokens, channels: int, depth: int) -> float:
     return 2 * len(tokens.features) * (3 * per_token + pairs + 2 * channels**2) / 1e9
 
 
-@memory_as_in_training()
 def step_figures(setting: Setting, threads: int, repeats: int) -> list[Figure]:
-    with threads_of_torch(threads):
-        forms = {form: training_step(form, setting) for form in FORMS}
-        seconds = {form: ms / 1000 for form, ms in taking_turns(forms, repeats).items()}
-    peaks = {form: alone(peak_of_step, form, setting, threads) for form in FORMS}
+    costs = processes_taking_turns(cost_of_step, FORMS, setting, threads, -(-repeats // 2))
+    seconds = {form: cost.seconds for form, cost in costs.items()}
+    peaks = {form: cost.memory for form, cost in costs.items()}
     best = step_gflop(setting.tokens(), setting.channels, setting.depth) / roofline(threads).gflops
     plain, ours, saving = (seconds[form] for form in FORMS)
     work = "products of the channel mixes"
     figures = [
         Figure("WaffleIron step", ours, "s", at_most=3.5, beside=plain, limit=work),
         Figure(
-            "WaffleIron step: times as fast as plain layers", plain / ours, "x", at_least=FASTER
+            "WaffleIron step: times as fast as plain layers",
+            plain / ours,
+            "x",
+            at_least=FASTER,
+            limit=work,
         ),
         Figure("WaffleIron step: peak memory", peaks[OURS], "GiB", at_most=4, beside=peaks[PLAIN]),
         Figure("WaffleIron step with checkpointing", saving, "s", beside=plain),
