@@ -188,14 +188,14 @@ class StepCost:
 
 
 def processes_taking_turns(
-    cost: Callable[..., StepCost], forms: Sequence[str], *arguments: object, rounds: int = 2
+    cost: Callable[..., StepCost], forms: Sequence[str], *arguments: object
 ) -> dict[str, StepCost]:
-    """What each form costs in processes of its own: the mean of some turns, the largest peak.
+    """What each form costs in processes of its own: the mean of two turns, the larger peak.
 
     For forms that differ in what the process does with its memory.
     """
     found: dict[str, list[StepCost]] = {form: [] for form in forms}
-    for _ in range(rounds):
+    for _ in range(2):
         for form in forms:
             found[form].append(alone(cost, form, *arguments))
     return {

@@ -6,12 +6,12 @@
 The step of the recipe slidr_minkunet_nuscenes: six cameras of 224 x 416 through the frozen dilated
 ResNet50, the points through MinkUNet34, superpixel InfoNCE, backward, SGD; random weights. The
 plain form keeps the batch norms of the teacher apart, pools by sparse one-hot matrices and
-convolves one kernel offset at a time (benchmarks/sparse_conv.py). Each form has
-processes of its own, in turns; ours keeps its memory as training does, the plain one leaves it to
-the C library. Memory is their peak, and that of our step with nothing changed but the pooling: a
-sparse one-hot matrix over all images, or a dense one for each. Parts of a step are of one step.
-The frame is the real nuScenes key frame below LIDARSSL_DATA, with superpixels made at a quarter of
-its size, and without it a made-up one.
+convolves one kernel offset at a time (benchmarks/sparse_conv.py). Each form has processes of its
+own, in turns; ours keeps its memory as training does, the plain one leaves it to the C library.
+Memory is their peak, and that of our step with nothing changed but the pooling: a sparse one-hot
+matrix over all images, or a dense one for each. Parts of a step are of one step. The frame is the
+real nuScenes key frame below LIDARSSL_DATA, with superpixels made at a quarter of its size, and
+without it a made-up one.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ from lidarssl.losses.contrastive import info_nce
 from lidarssl.methods.slidr import Slidr
 from lidarssl.training.loading import FrameSource
 from lidarssl.transforms.superpixels import Superpixels
+from lidarssl.wording import counted
 
 Form = Literal["ours", "sparse one-hot pooling", "dense one-hot pooling", "plain"]
 SIZE, CAMERAS, SEGMENTS = (224, 416), 6, 150
@@ -217,13 +218,22 @@ def timed(owner: Any, name: str, seconds: dict[str, float], part: str) -> Iterat
         delattr(owner, name)
 
 
-def cost(form: Form, frames: int, threads: int, precision: str, repeats: int = 1) -> StepCost:
+def cost(form: Form, frames: int, threads: int, precision: str, repeats: int) -> StepCost:
     """The plain form leaves its memory to the C library."""
     torch.set_num_threads(threads)
     training = Training(form, batch_of(frames)[0], precision)
     with memory_as_in_training(form != "plain"):
         seconds = milliseconds(training.step, repeats) / 1000
     return StepCost(seconds, own_peak())
+
+
+def parts_of(form: Form, frames: int, threads: int, precision: str) -> dict[str, float]:
+    """Seconds of the parts of the second step of a process."""
+    torch.set_num_threads(threads)
+    training = Training(form, batch_of(frames)[0], precision)
+    with memory_as_in_training(form != "plain"):
+        training.step()
+        return dict(training.parts())
 
 
 def teacher_flops(frames: int) -> int:
@@ -234,10 +244,10 @@ def teacher_flops(frames: int) -> int:
     return counter.get_total_flops()
 
 
-def check(ours: Training, other: Training) -> None:
+def check(batch: Batch, precision: str) -> None:
     """Both forms agree on loss and gradients."""
     found = []
-    for one in (ours, other):
+    for one in (Training(form, batch, precision) for form in ("ours", "plain")):
         with one.convolutions():
             loss = one.loss()
             loss.backward()
@@ -246,20 +256,12 @@ def check(ours: Training, other: Training) -> None:
         found.append((loss.detach(), head))
     for name, left, right in zip(("loss", "gradient"), *found, strict=True):
         apart = float((left - right).norm() / right.norm())
-        if not apart < (1e-3 if ours.precision == "32-true" else 0.1):
+        if not apart < (1e-3 if precision == "32-true" else 0.1):
             sys.exit(f"the {name} of both forms differs by {apart:.1e} of it")
 
 
-@memory_as_in_training()
-def figures(options: Any, batch: Batch) -> list[Figure]:
+def figures_of_time(costs: dict[str, StepCost], batch: Batch, options: Any) -> list[Figure]:
     frames, threads, precision = options.frames, options.threads, options.precision
-    ours, other = (Training(form, batch, precision) for form in ("ours", "plain"))
-    check(ours, other)
-    parts, plain_parts = ours.parts(), other.parts()
-    del ours, other
-    costs = processes_taking_turns(
-        cost, ("ours", "plain"), frames, threads, precision, -(-options.repeats // 2)
-    )
     step, beside = costs["ours"].seconds, costs["plain"].seconds
     gflops = roofline(threads).gflops
     teacher = teacher_flops(frames) / 1e9
@@ -277,37 +279,35 @@ def figures(options: Any, batch: Batch) -> list[Figure]:
         ),
         Figure("SLidR step: share of the matmul rate", 100 * floor / step, "%"),
     ]  # fmt: skip
+    parts, plain_parts = (
+        alone(parts_of, form, frames, threads, precision) for form in ("ours", "plain")
+    )
     for name, seconds in parts.items():
         found.append(Figure(f"- {name}", seconds, "s", beside=plain_parts[name]))
         if name == "frozen ResNet50 forward":
             share = 100 * teacher / gflops / seconds
             about = f"{teacher / 1000:.2f} TFLOP"
             found.append(Figure(f"- {name}: share of the matmul rate", share, "%", limit=about))
+    if precision == "32-true":
+        # It pays on processors that multiply bfloat16.
+        half = alone(cost, "ours", frames, threads, "bf16-mixed", 2).seconds
+        found.append(Figure("SLidR step in bf16-mixed", half, "s", beside=step))
     return found
 
 
-def half_precision(beside: float, frames: int) -> Figure:
-    """Our step in bfloat16, which pays on processors that multiply it."""
-    training = Training("ours", batch_of(frames)[0], "bf16-mixed")
-    seconds = milliseconds(training.step, 2) / 1000
-    return Figure("SLidR step in bf16-mixed", seconds, "s", beside=beside)
-
-
-def figures_of_memory(options: Any) -> list[Figure]:
-    frames = options.frames
-    gib = {
-        form: alone(cost, form, frames, options.threads, options.precision).memory
-        for form in get_args(Form)
-    }
-    title = f"SLidR step, {frames} frame{'s' * (frames > 1)}: peak memory"
+def figures_of_memory(costs: dict[str, StepCost], options: Any) -> list[Figure]:
+    gib = {form: one.memory for form, one in costs.items()}
+    title = f"SLidR step, {counted(options.frames, 'frame')}: peak memory"
     found = [Figure(title, gib["ours"], "GiB", limit="maps of the teacher, activations")]
-    for form in ("sparse one-hot pooling", "dense one-hot pooling"):
-        name = f"{title} against {form}, the rest as ours"
-        rest = "weights, their gradients and activations, which no pooling changes"
-        found.append(Figure(name, gib["ours"] / gib[form], "x", at_most=0.5, limit=rest))
-    name = f"{title} against the plain form"
-    rest = "weights, their gradients, activations of MinkUNet34"
-    return [*found, Figure(name, gib["ours"] / gib["plain"], "x", at_most=0.5, limit=rest)]
+    rest = "weights, their gradients and activations, which no pooling changes"
+    for form, name in (
+        ("sparse one-hot pooling", "sparse one-hot pooling, the rest as ours"),
+        ("dense one-hot pooling", "dense one-hot pooling, the rest as ours"),
+        ("plain", "the plain form"),
+    ):
+        ratio = gib["ours"] / gib[form]
+        found.append(Figure(f"{title} against {name}", ratio, "x", at_most=0.5, limit=rest))
+    return found
 
 
 def main() -> None:
@@ -318,12 +318,16 @@ def main() -> None:
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     batch, source = batch_of(options.frames)
-    found = [] if options.only == "time" else figures_of_memory(options)
+    check(batch, options.precision)
+    what = (options.frames, options.threads, options.precision)
+    repeats = 1 if options.only == "memory" else -(-options.repeats // 2)
+    costs = processes_taking_turns(cost, ("ours", "plain"), *what, repeats)
+    found: list[Figure] = []
     if options.only != "memory":
-        times = figures(options, batch)
-        if options.precision == "32-true":
-            times.append(half_precision(times[0].value, options.frames))
-        found = times + found
+        found += figures_of_time(costs, batch, options)
+    if options.only != "time":
+        costs |= {form: alone(cost, form, *what, 1) for form in get_args(Form) if form not in costs}
+        found += figures_of_memory(costs, options)
     assert batch.matches is not None
     report(
         "SLidR step", found, options.json, options.threads, input=source, frames=options.frames,

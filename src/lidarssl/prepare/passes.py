@@ -269,8 +269,6 @@ def check_same(path: Path, what: str, stored: Mapping[str, Any], asked: Mapping[
 
 
 def _short(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {one}" for name, one in value.items())[:200]
     if isinstance(value, tuple | list):
         return " ".join(map(str, value))[:80]
     return str(value)[:200]

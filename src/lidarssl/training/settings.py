@@ -34,7 +34,7 @@ class Training:
         bad_samples: ``raise``, or ``skip`` to replace a bad sample by the next good one.
         max_skipped: bad samples of one process after which ``skip`` gives up.
         keep_memory: on a CPU, reuse the memory of large tensors from step to step: faster, up to a
-            quarter more of it (``docs/performance.md``).
+            third more of it (``docs/performance.md``).
     """
 
     batch_size: int = 4
